@@ -1,0 +1,140 @@
+"""What the student's neurons emit on evaluation text: rates, silent and saturated channels, operands, a raster.
+
+Shapes: B windows, L tokens, T micro-steps, C channels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asnn_goose.models import GooseForCausalLM
+from asnn_goose.models.spiking import SpikeStatistics, SpikingLinear
+
+SITES = {
+    "time_mix.receptance": "receptance",
+    "time_mix.key": "key",
+    "time_mix.value": "value",
+    "time_mix.output": "output",
+    "channel_mix.key": "channel_key",
+    "channel_mix.value": "channel_value",
+}
+
+
+@dataclass(frozen=True)
+class SiteFiring:
+    """One population on the evaluated text."""
+
+    layer: int
+    """Block, counted from 1."""
+    site: str
+    channels: int
+    outputs: int
+    """Rows of the matrix that takes these spikes."""
+    rate: float
+    """Share of (token, channel, micro-step) that spike."""
+    zero_fraction: float
+    """Share of (token, channel) without any spike."""
+    dead_fraction: float
+    """Share of channels that never spiked."""
+    saturated_fraction: float
+    """Share of channels that spiked at every micro-step of every token."""
+    operand_fraction: float
+    """Share of operands that lie on the neuron's levels k / T, |k| <= T; 1 for spikes, about 0 for analog values."""
+    steps: int
+    """Micro-steps per token; 1 for a dense neuron."""
+    threshold: float
+    decay: float
+
+
+def projections(student: GooseForCausalLM) -> Iterator[tuple[int, str, SpikingLinear]]:
+    """(block from 1, site, projection) in the order of the forward pass."""
+    for index, block in enumerate(student.model.blocks):
+        for path, site in SITES.items():
+            module = block.get_submodule(path)
+            assert isinstance(module, SpikingLinear)
+            yield index + 1, site, module
+
+
+class _Operands:
+    """Counts, for one projection, how many operands are multiples of 1/T."""
+
+    def __init__(self, steps: int):
+        self.steps, self.on_level, self.values = steps, 0, 0
+
+    def __call__(self, _module, _inputs, output) -> None:
+        scaled = output[0].detach() * self.steps
+        self.on_level += int(((scaled == scaled.round()) & (scaled.abs() <= self.steps)).sum())
+        self.values += scaled.numel()
+
+
+@torch.no_grad()
+def measure_firing(
+    student: GooseForCausalLM, states: Callable[[Tensor], Tensor], batches: Sequence[Any]
+) -> list[SiteFiring]:
+    """Run ``states`` over ``batches`` and count what every neuron emits; padding is counted like text.
+
+    Args:
+        student: the model whose neurons are watched.
+        states: input_ids -> anything, by a forward pass of that model.
+        batches: with ``input_ids``.
+    """
+    watched = list(projections(student))
+    operands = [_Operands(linear.neuron.steps) for _, _, linear in watched]
+    hooks = [
+        linear.neuron.register_forward_hook(counter) for (_, _, linear), counter in zip(watched, operands, strict=True)
+    ]
+    for _, _, linear in watched:
+        linear.neuron.start_recording()
+    try:
+        for batch in batches:
+            states(batch.input_ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        statistics = [linear.neuron.stop_recording() for _, _, linear in watched]
+    return [
+        _site(layer, site, linear, counts, operand)
+        for (layer, site, linear), counts, operand in zip(watched, statistics, operands, strict=True)
+    ]
+
+
+def _site(layer: int, site: str, linear: SpikingLinear, counts: SpikeStatistics, operand: _Operands) -> SiteFiring:
+    neuron = linear.neuron
+    values = max(1, counts.values * neuron.channels)
+    return SiteFiring(
+        layer=layer,
+        site=site,
+        channels=neuron.channels,
+        outputs=linear.weight.shape[0],
+        rate=int(counts.spikes_C.sum()) / values / neuron.steps,
+        zero_fraction=1.0 - int(counts.nonzero_C.sum()) / values,
+        dead_fraction=float((counts.nonzero_C == 0).double().mean()),
+        saturated_fraction=float((counts.full_C == counts.values).double().mean()),
+        operand_fraction=operand.on_level / max(1, operand.values),
+        steps=neuron.steps,
+        threshold=float(neuron.threshold.mean()),
+        decay=float(torch.as_tensor(neuron.decay).mean()),
+    )
+
+
+def pooled(sites: Sequence[SiteFiring], field: str, weight: Callable[[SiteFiring], float]) -> float:
+    """Weighted mean of one field over the populations."""
+    return sum(weight(s) * vars(s)[field] for s in sites) / sum(weight(s) for s in sites)
+
+
+@torch.no_grad()
+def spike_raster(student: GooseForCausalLM, input_ids: Tensor, layer: int, site: str) -> np.ndarray:
+    """Spikes [L * T, C] in {-1, 0, 1} of one population on one sequence [1, L], micro-steps innermost."""
+    linear = next(m for at, name, m in projections(student) if (at, name) == (layer, site))
+    seen: list[Tensor] = []
+    hook = linear.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    try:
+        student(input_ids)
+    finally:
+        hook.remove()
+    spikes_TLC = linear.neuron.spikes(seen[0])[0][:, 0]
+    return spikes_TLC.permute(1, 0, 2).flatten(0, 1).to(torch.int8).cpu().numpy()

@@ -1,0 +1,134 @@
+"""Leaky integrate-and-fire over a leading time axis, and its mean spike under constant current.
+
+    v_t = decay v_{t-1} + x_t
+    s_t = sign(v_t) [|v_t| >= theta]   (ternary)      [v_t >= theta]   (binary)
+    v_t <- v_t - theta s_t   (soft reset)             v_t (1 - |s_t|)  (hard reset)
+
+The spike's derivative is a surrogate g(u), u = |v| - theta (ternary) or v - theta (binary): ds/dv = g(u) and
+ds/dtheta = -sign(v) g(u); see surrogate.py for the shapes. State is float32 for half-precision input.
+"""
+
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from asnn_goose.kernels.lif.reference import lif_rate_reference, lif_reference
+from asnn_goose.kernels.lif.surrogate import DEFAULT_WIDTH
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def _log_choice(op: str, backend: str) -> None:
+    _log.info("%s: backend %s", op, backend)
+
+
+def rate_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The form that ``lif_rate`` will run: numba for float32 and narrower on the CPU, else the reference."""
+    runs_natively = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if backend == "auto":
+        return "numba" if runs_natively else "reference"
+    if backend == "numba" and not runs_natively:
+        raise ValueError(f"lif backend numba runs float32, bfloat16 and float16 on the cpu, not {dtype} on {device}")
+    if backend not in ("numba", "reference"):
+        raise ValueError(f"lif backend must be auto, reference or numba, not {backend!r}")
+    return backend
+
+
+def _checked(current, threshold, decay, kind, reset, surrogate, width, v0):
+    if not current.is_floating_point():
+        raise ValueError(f"current must be floating point, not {current.dtype}")
+    if kind not in ("ternary", "binary"):
+        raise ValueError(f"kind must be ternary or binary, not {kind!r}")
+    if reset not in ("soft", "hard"):
+        raise ValueError(f"reset must be soft or hard, not {reset!r}")
+    if surrogate not in DEFAULT_WIDTH:
+        raise ValueError(f"surrogate must be one of {sorted(DEFAULT_WIDTH)}, not {surrogate!r}")
+    width = DEFAULT_WIDTH[surrogate] if width is None else float(width)
+    if width <= 0:
+        raise ValueError(f"width must be above 0, not {width}")
+    dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
+    threshold = torch.as_tensor(threshold, dtype=dtype, device=current.device)
+    decay = torch.as_tensor(decay, dtype=dtype, device=current.device)
+    if not bool((threshold > 0).all()):
+        raise ValueError(f"threshold must be above 0, not {threshold.min().item()}")
+    if not bool(((decay >= 0) & (decay <= 1)).all()):
+        raise ValueError(f"decay must lie in [0, 1], not {decay.min().item()} to {decay.max().item()}")
+    v0 = None if v0 is None else v0.to(dtype)
+    return current.to(dtype), threshold, decay, width, v0
+
+
+def lif(
+    current_TxC: Tensor,
+    *,
+    threshold,
+    decay,
+    kind: str = "ternary",
+    reset: str = "soft",
+    detach_reset: bool = True,
+    surrogate: str = "atan",
+    width: float | None = None,
+    v0: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Spikes in {-1, 0, 1} (ternary) or {0, 1} (binary) for every micro-step, and the membrane after the last reset.
+
+    Args:
+        current_TxC: input currents, time first; threshold and decay broadcast against the last axis.
+        threshold: theta > 0, number or tensor, differentiable.
+        decay: beta in [0, 1], number or tensor, differentiable.
+        kind, reset, surrogate: see the module.
+        detach_reset: whether the gradient ignores the path through the reset.
+        width: of the surrogate, in units of v; None: the shape's default.
+        v0: membrane before the first step, shape of one step; None: 0.
+        backend: auto or reference.
+
+    Returns:
+        (spikes_TxC, v_xC), float64 for float64 input, else float32.
+    """
+    if backend not in ("auto", "reference"):
+        raise ValueError(f"lif backend must be auto or reference, not {backend!r}")
+    if current_TxC.ndim < 2:
+        raise ValueError(f"current must have a time axis and channels, not shape {tuple(current_TxC.shape)}")
+    current, threshold, decay, width, v0 = _checked(current_TxC, threshold, decay, kind, reset, surrogate, width, v0)
+    _log_choice("lif", "reference")
+    return lif_reference(
+        current, threshold, decay,
+        kind=kind, reset=reset, detach_reset=detach_reset, surrogate=surrogate, width=width, v0=v0,
+    )  # fmt: skip
+
+
+def lif_rate(
+    current_xC: Tensor,
+    steps: int,
+    *,
+    threshold,
+    decay,
+    kind: str = "ternary",
+    reset: str = "soft",
+    detach_reset: bool = True,
+    surrogate: str = "atan",
+    width: float | None = None,
+    v0: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Mean over ``steps`` micro-steps of the spikes that one constant current causes; no time axis is materialised.
+
+    Equals ``lif(current.expand(steps, ...), ...)[0].mean(0)``. Arguments as for :func:`lif`; backend: auto,
+    reference or numba (CPU, float32 and narrower). The mean lies on the 2 steps + 1 levels k / steps.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    choice = rate_backend(backend, current_xC.device, current_xC.dtype)
+    current, threshold, decay, width, v0 = _checked(current_xC, threshold, decay, kind, reset, surrogate, width, v0)
+    _log_choice("lif_rate", choice)
+    if choice == "numba":
+        from asnn_goose.kernels.lif.native import NativeRate
+
+        return NativeRate.apply(current, steps, threshold, decay, kind, reset, detach_reset, surrogate, width, v0)
+    return lif_rate_reference(
+        current, steps, threshold, decay,
+        kind=kind, reset=reset, detach_reset=detach_reset, surrogate=surrogate, width=width, v0=v0,
+    )  # fmt: skip

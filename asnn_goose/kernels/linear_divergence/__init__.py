@@ -1,0 +1,69 @@
+"""Student head, teacher head and the divergences between their logits in one op that never holds all logits."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from asnn_goose.kernels.linear_divergence.reference import sums_reference
+from asnn_goose.kernels.linear_divergence.rows import ce_rows, forward_kl_rows
+from asnn_goose.kernels.linear_divergence.tiled import TiledSums
+
+__all__ = ["DIVERGENCES", "ce_rows", "forward_kl_rows", "linear_divergence"]
+
+DIVERGENCES = ("ce", "forward_kl")
+
+
+def linear_divergence(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    teacher_hidden_NE: Tensor,
+    teacher_weight_VE: Tensor,
+    *,
+    targets_N: Tensor | None = None,
+    weights: Mapping[str, float] | None = None,
+    temperature: Tensor | float = 1.0,
+    mask: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[dict[str, Tensor], int]:
+    """Sums over valid rows of each divergence between softmax(h W^T) and softmax(h_t W_t^T), and the number of rows.
+
+    Args:
+        hidden_ND: student states in front of its head, N rows.
+        weight_VD: student head; its dtype is the dtype of the products.
+        teacher_hidden_NE, teacher_weight_VE: the same for the teacher; never receive gradient.
+        targets_N: token ids, for ``ce``.
+        weights: name -> factor with which the caller will add the sums up; names among ``ce`` and ``forward_kl``. The
+            tiled form prepares the gradient of exactly this mixture (or a multiple of it) and refuses any other.
+        temperature: T of the divergences (not of ce), a number or a scalar tensor that receives its gradient.
+        mask: [N] bool, rows that count; None: all.
+        backend: tiled (auto) or reference.
+
+    Returns:
+        ({name: scalar sum in nats, T^2 included}, number of valid rows).
+    """
+    weights = {"forward_kl": 1.0} if weights is None else dict(weights)
+    unknown = sorted(set(weights) - set(DIVERGENCES))
+    if unknown or not weights:
+        raise ValueError(f"weights must name some of {DIVERGENCES}, not {unknown}")
+    if "ce" in weights and targets_N is None:
+        raise ValueError("the divergence ce needs targets_N")
+    if weight_VD.shape[0] != teacher_weight_VE.shape[0]:
+        raise ValueError(f"heads of {weight_VD.shape[0]} and {teacher_weight_VE.shape[0]} tokens cannot be compared")
+    temperature = torch.as_tensor(temperature)
+    if temperature.ndim or temperature.detach() <= 0:
+        raise ValueError(f"temperature must be one number above 0, not {temperature.detach()}")
+    if mask is not None:
+        hidden_ND, teacher_hidden_NE = hidden_ND[mask], teacher_hidden_NE[mask]
+        targets_N = None if targets_N is None else targets_N[mask]
+    names = tuple(weights)
+    if backend in ("auto", "tiled"):
+        sums = TiledSums.apply(
+            hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, weights,
+            temperature,
+        )  # fmt: skip
+    elif backend == "reference":
+        sums = sums_reference(hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, temperature)
+    else:
+        raise ValueError(f"linear_divergence backend must be auto, reference or tiled, not {backend!r}")
+    return dict(zip(names, sums.unbind(), strict=True)), hidden_ND.shape[0]

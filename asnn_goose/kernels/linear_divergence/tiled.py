@@ -1,0 +1,123 @@
+"""Heads and divergences one tile of rows at a time, with the gradients computed in the forward pass.
+
+A tile's logits of both models live in four buffers [TILE, V] that are used again for every tile. The gradient on the
+student's logits of the weighted sum is known in closed form,
+
+    d/ds [w_ce CE + w_kl T^2 KL(p || q)] = w_ce (softmax(s) - onehot) + w_kl T (q - p)
+
+and is multiplied with the head at once, so that only [N, D] leaves the tile. The temperature's gradient is
+
+    d/dT [T^2 KL] = 2 T KL - Cov_p(t, log p - log q) + E_p[s] - E_q[s]
+
+Shapes: N rows, D student channels, E teacher channels, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+TILE = 128
+"""Rows per tile: large enough to reuse the head's weights, small enough for four buffers of TILE x V floats."""
+
+
+class TiledSums(torch.autograd.Function):
+    """Sums over rows [len(names)]; backward accepts only multiples of the weights that forward was given."""
+
+    @staticmethod
+    def forward(
+        ctx, hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, weights, temperature
+    ):
+        N, V = hidden_ND.shape[0], weight_VD.shape[0]
+        T = float(temperature)
+        wants_hidden, wants_weight, wants_slope = (ctx.needs_input_grad[i] for i in (0, 1, 7))
+        sums = torch.zeros(len(names), dtype=torch.float64)
+        grad_T = 0.0
+        grad_hidden_ND = torch.empty_like(hidden_ND, dtype=torch.float32) if wants_hidden else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            s_NV, t_NV, work_NV, grad_NV = (torch.empty(min(TILE, N), V, device=hidden_ND.device) for _ in range(4))
+            for start in range(0, N, TILE):
+                rows = slice(start, min(start + TILE, N))
+                n = rows.stop - rows.start
+                x = hidden_ND[rows].to(weight_VD.dtype)
+                s = s_NV[:n].copy_(x @ weight_VD.T)
+                grad = grad_NV[:n].zero_()
+                if "ce" in names:
+                    sums[names.index("ce")] += _cross_entropy(s, targets_N[rows], weights["ce"], grad).item()
+                if "forward_kl" in names:
+                    t = t_NV[:n].copy_(teacher_hidden_NE[rows].to(teacher_weight_VE.dtype) @ teacher_weight_VE.T)
+                    value, slope = _forward_kl(s, t, work_NV[:n], T, weights["forward_kl"], grad, wants_slope)
+                    sums[names.index("forward_kl")] += value.item()
+                    grad_T += slope.item()
+                if grad_hidden_ND is not None or grad_weight_VD is not None:
+                    narrow = grad.to(weight_VD.dtype)
+                    if grad_hidden_ND is not None:
+                        grad_hidden_ND[rows] = narrow @ weight_VD
+                    if grad_weight_VD is not None:
+                        grad_weight_VD += narrow.T @ x
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        ctx.grad_T, ctx.names, ctx.weights = grad_T, names, weights
+        ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
+        return sums.to(torch.float32)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        (grad_sums,) = grad_outputs
+        weights = torch.tensor([ctx.weights[name] for name in ctx.names], dtype=grad_sums.dtype)
+        used = weights != 0
+        scale = (grad_sums[used] / weights[used]).mean()
+        if not torch.allclose(grad_sums, scale * weights, rtol=1e-4, atol=0.0):
+            raise ValueError(
+                f"linear_divergence prepared the gradient for weights {ctx.weights}, but was asked for one "
+                f"proportional to {grad_sums.tolist()}: pass the weights that the sums are combined with"
+            )
+        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
+        hidden = None if grad_hidden_ND is None else (grad_hidden_ND * scale).to(ctx.dtypes[0])
+        weight = None if grad_weight_VD is None else (grad_weight_VD * scale).to(ctx.dtypes[1])
+        temperature = None
+        if ctx.needs_input_grad[7]:
+            temperature = grad_sums[ctx.names.index("forward_kl")] * ctx.grad_T if "forward_kl" in ctx.names else None
+        return hidden, weight, None, None, None, None, None, temperature
+
+
+def _cross_entropy(s_NV: Tensor, targets_N: Tensor, weight: float, grad_NV: Tensor) -> Tensor:
+    """Sum of -log softmax(s)[target]; adds weight (softmax(s) - onehot) to grad_NV."""
+    log_z_N1 = torch.logsumexp(s_NV, -1, keepdim=True)
+    picked_N1 = s_NV.gather(1, targets_N[:, None])
+    if weight:
+        torch.sub(s_NV, log_z_N1, out=grad_NV).exp_().mul_(weight)
+        grad_NV.scatter_add_(1, targets_N[:, None], torch.full_like(picked_N1, -weight))
+    return (log_z_N1 - picked_N1).sum(dtype=torch.float64)
+
+
+def _forward_kl(
+    s_NV: Tensor, t_NV: Tensor, work_NV: Tensor, T: float, weight: float, grad_NV: Tensor, wants_slope: bool
+) -> tuple[Tensor, Tensor]:
+    """Sums of T^2 KL(p || q) and of its derivative in T; adds weight T (q - p) to grad_NV. Overwrites s, t and work.
+
+    Logits made by a head are finite, so p may underflow to 0 but never meets an infinite log-ratio.
+    """
+    log_q_NV = s_NV.div_(T)
+    log_q_NV.sub_(torch.logsumexp(s_NV, -1, keepdim=True))
+    log_p_NV = t_NV.div_(T)
+    log_p_NV.sub_(torch.logsumexp(t_NV, -1, keepdim=True))
+    p_NV = torch.exp(log_p_NV, out=work_NV)
+    gap_NV = log_p_NV.sub_(log_q_NV)
+    kl_N = _dot(p_NV, gap_NV)
+    grad_NV.sub_(p_NV, alpha=weight * T)
+    slope_N = torch.zeros_like(kl_N)
+    if wants_slope:
+        p_log_q_N = _dot(p_NV, log_q_NV)
+        p_gap_NV = p_NV.mul_(gap_NV)
+        # Cov_p(t/T, gap), where t/T is gap + log q up to a constant of the row.
+        covariance_N = _dot(p_gap_NV, gap_NV) + _dot(p_gap_NV, log_q_NV) - kl_N * (kl_N + p_log_q_N)
+        slope_N = 2.0 * T * kl_N - T * (covariance_N - p_log_q_N)
+    q_NV = torch.exp(log_q_NV, out=work_NV)
+    grad_NV.add_(q_NV, alpha=weight * T)
+    if wants_slope:
+        slope_N -= T * _dot(q_NV, log_q_NV)
+    return kl_N.sum(dtype=torch.float64) * T * T, slope_N.sum(dtype=torch.float64)
+
+
+def _dot(x_NV: Tensor, y_NV: Tensor) -> Tensor:
+    """Sum over V of x y, per row, without a product of the size of x."""
+    return torch.bmm(x_NV[:, None, :], y_NV[:, :, None]).view(-1)

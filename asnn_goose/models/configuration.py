@@ -1,0 +1,64 @@
+"""GooseConfig: everything that fixes a student's shape and neurons, saved with its weights."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from asnn_goose.config.schema import NeuronConfig
+
+
+class GooseConfig(PreTrainedConfig):
+    """Configuration of a spiking RWKV-7 model.
+
+    Args:
+        vocab_size: V, rows of embedding and head.
+        embedding_size: E, channels of embedding and head; None: hidden_size. Another one is joined by two projections.
+        embedding_projection: whether a linear map stands between embedding and blocks; needed where the widths differ.
+        hidden_size: C, channels of the residual stream; a multiple of head_size.
+        num_hidden_layers: blocks.
+        head_size: D, channels of a head of the recurrence.
+        channel_mix_size: hidden channels of the channel mix; None: four times hidden_size.
+        norm: rms or layer, in front of each mixer and of the head.
+        norm_eps: epsilon of these norms.
+        neuron: fields of NeuronConfig for the neurons in front of receptance, key, value, output and channel-mix key.
+        hidden_neuron: the same for the neurons behind relu^2.
+        wkv_backend, wkv_chunk, lif_backend: forms of the kernels.
+    """
+
+    model_type = "asnn_goose"
+
+    def __init__(
+        self,
+        vocab_size: int = 49152,
+        embedding_size: int | None = None,
+        embedding_projection: bool = False,
+        hidden_size: int = 576,
+        num_hidden_layers: int = 6,
+        head_size: int = 64,
+        channel_mix_size: int | None = None,
+        norm: str = "rms",
+        norm_eps: float = 1e-5,
+        neuron: dict[str, Any] | None = None,
+        hidden_neuron: dict[str, Any] | None = None,
+        wkv_backend: str = "auto",
+        wkv_chunk: int = 32,
+        lif_backend: str = "auto",
+        tie_word_embeddings: bool = True,
+        **kwargs,
+    ):
+        if hidden_size % head_size:
+            raise ValueError(f"head_size ({head_size}) must divide hidden_size ({hidden_size})")
+        self.vocab_size = vocab_size
+        self.embedding_size = embedding_size or hidden_size
+        self.embedding_projection = embedding_projection or self.embedding_size != hidden_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.head_size = head_size
+        self.channel_mix_size = channel_mix_size or 4 * hidden_size
+        self.norm, self.norm_eps = norm, norm_eps
+        # Through the schema, so that a saved model carries every field and an unknown one is refused.
+        self.neuron = NeuronConfig.model_validate(neuron or {}).model_dump()
+        self.hidden_neuron = NeuronConfig.model_validate(hidden_neuron or {}).model_dump()
+        self.wkv_backend, self.wkv_chunk, self.lif_backend = wkv_backend, wkv_chunk, lif_backend
+        self.tie_word_embeddings = tie_word_embeddings
+        super().__init__(**kwargs)

@@ -1,0 +1,182 @@
+"""The spiking RWKV-7 student as a transformers model.
+
+Shapes: B batch, L tokens, C channels, E embedding channels, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from asnn_goose.models.channel_mix import ChannelMix
+from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.time_mix import TimeMix, TimeMixState
+
+
+class LayerState(NamedTuple):
+    """What one block carries from token to token: constant memory, whatever the length."""
+
+    time_mix: TimeMixState
+    channel_mix_BC: Tensor
+
+
+@dataclass
+class GooseOutput(ModelOutput):
+    """Backbone output; hidden_states holds the embedding output and every block's output, the last before the norm."""
+
+    last_hidden_state: Tensor | None = None
+    state: list[LayerState] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class GooseCausalLMOutput(ModelOutput):
+    """loss (if labels were given), logits_BLV, state to go on from, hidden states as in :class:`GooseOutput`."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    state: list[LayerState] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+def make_norm(config: GooseConfig, width: int) -> nn.Module:
+    """RMSNorm or LayerNorm over ``width`` channels."""
+    kind = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}[config.norm]
+    return kind(width, eps=config.norm_eps)
+
+
+class GooseBlock(nn.Module):
+    """h + TimeMix(norm(h)), then h + ChannelMix(norm(h)); the residual stream is analog."""
+
+    def __init__(self, config: GooseConfig, layer: int):
+        super().__init__()
+        self.time_norm, self.time_mix = make_norm(config, config.hidden_size), TimeMix(config, layer)
+        self.channel_norm, self.channel_mix = make_norm(config, config.hidden_size), ChannelMix(config, layer)
+
+    def forward(self, h_BLC, keep_BL1, state: LayerState | None, v_first_BLC):
+        # A padded position whose input is 0 neither writes to a state that is still 0 nor is seen by the next token.
+        x_BLC = self.time_norm(h_BLC) if keep_BL1 is None else self.time_norm(h_BLC) * keep_BL1
+        out_BLC, time_state, v_first_BLC = self.time_mix(x_BLC, None if state is None else state.time_mix, v_first_BLC)
+        h_BLC = h_BLC + out_BLC
+        x_BLC = self.channel_norm(h_BLC) if keep_BL1 is None else self.channel_norm(h_BLC) * keep_BL1
+        out_BLC, channel_BC = self.channel_mix(x_BLC, None if state is None else state.channel_mix_BC)
+        return h_BLC + out_BLC, LayerState(time_state, channel_BC), v_first_BLC
+
+
+class GoosePreTrainedModel(PreTrainedModel):
+    config_class = GooseConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["GooseBlock"]  # noqa: RUF012  (transformers reads a class attribute)
+    _is_stateful = True
+
+    def _init_weights(self, module):
+        # Mixers and neurons draw their start themselves when they are built; what is left are tables and projections.
+        if isinstance(module, nn.Embedding | nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+
+class GooseModel(GoosePreTrainedModel):
+    """Embedding, blocks and final norm."""
+
+    def __init__(self, config: GooseConfig):
+        super().__init__(config)
+        self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.embedding_norm = make_norm(config, config.embedding_size)
+        self.widen = nn.Linear(config.embedding_size, config.hidden_size) if config.embedding_projection else None
+        self.blocks = nn.ModuleList(GooseBlock(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = make_norm(config, config.hidden_size)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        state: list[LayerState] | None = None,
+        output_hidden_states: bool = False,
+        **_,
+    ) -> GooseOutput:
+        h_BLC = self.embedding_norm(self.embeddings(input_ids))
+        if self.widen is not None:
+            h_BLC = self.widen(h_BLC).to(h_BLC.dtype)
+        keep_BL1 = None
+        if attention_mask is not None:
+            keep_BL1 = attention_mask[:, -input_ids.shape[1] :, None].to(h_BLC.dtype)
+        hidden, new_state, v_first_BLC = [h_BLC], [], None
+        for layer, block in enumerate(self.blocks):
+            h_BLC, layer_state, v_first_BLC = block(
+                h_BLC, keep_BL1, None if state is None else state[layer], v_first_BLC
+            )
+            new_state.append(layer_state)
+            hidden.append(h_BLC)
+        return GooseOutput(self.norm(h_BLC), new_state, tuple(hidden) if output_hidden_states else None)
+
+
+class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
+    """Language model with a head tied to the embedding; ``generate`` carries the recurrent state."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012
+
+    def __init__(self, config: GooseConfig):
+        super().__init__(config)
+        self.model = GooseModel(config)
+        factorised = config.embedding_size != config.hidden_size
+        self.narrow = nn.Linear(config.hidden_size, config.embedding_size, bias=False) if factorised else None
+        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear):
+        self.lm_head = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        state: list[LayerState] | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        logits_to_keep: int = 0,
+        **_,
+    ) -> GooseCausalLMOutput:
+        """Logits for the next token of every position.
+
+        Args:
+            input_ids: [B, L]; with ``state`` only the tokens that the state has not seen.
+            attention_mask: [B, L], 0 on padding. Padding belongs on the left when the state is carried on.
+            state: as returned by an earlier call.
+            labels: [B, L], unshifted, -100 where ignored; the loss is the token-mean cross-entropy in nats.
+            logits_to_keep: only the last so many positions; 0: all.
+        """
+        backbone = self.model(input_ids, attention_mask, state, output_hidden_states)
+        last_BLC = backbone.last_hidden_state[:, -logits_to_keep:]
+        logits_BLV = self.lm_head(last_BLC if self.narrow is None else self.narrow(last_BLC))
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits_BLV[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        return GooseCausalLMOutput(loss, logits_BLV, backbone.state, backbone.hidden_states)
+
+    def prepare_inputs_for_generation(self, input_ids, state=None, attention_mask=None, **_):
+        if state is not None:
+            input_ids, attention_mask = input_ids[:, -1:], None
+        return {"input_ids": input_ids, "state": state, "attention_mask": attention_mask, "logits_to_keep": 1}
+
+
+AutoConfig.register(GooseConfig.model_type, GooseConfig)
+AutoModelForCausalLM.register(GooseConfig, GooseForCausalLM)
+
+__all__ = ["GooseCausalLMOutput", "GooseConfig", "GooseForCausalLM", "GooseModel", "GooseOutput", "LayerState"]

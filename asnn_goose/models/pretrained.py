@@ -1,0 +1,122 @@
+"""A causal language model as it was saved: found by name, read whole or refused, with its fingerprint."""
+
+import difflib
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from asnn_goose.assets import ASSETS
+from asnn_goose.cache import remembered_sha256
+from asnn_goose.errors import UserError
+from asnn_goose.huggingface import import_transformers, quiet_transformers
+from asnn_goose.models.gguf import dequantised
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def local_folder(name: str) -> Path | None:
+    """Folder of the teacher that is an asset, or of the user's; None for what can only be an id of the hub.
+
+    Raises:
+        UserError: an asset of another kind, a path that is not there, a misspelt asset.
+    """
+    if name in ASSETS:
+        if ASSETS[name].kind != "teacher":
+            raise UserError(
+                f"teacher.name {name!r} is {ASSETS[name].what}, not a causal language model: use smollm2, a folder or "
+                "a model id of the hub"
+            )
+        return dequantised(name)
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"teacher.name {name!r} is a folder that does not exist: give one with a saved model")
+    # Asking the hub takes up to a minute without a network: too long for a slip of the finger.
+    near = difflib.get_close_matches(
+        name, [asset.name for asset in ASSETS.values() if asset.kind == "teacher"], cutoff=0.8
+    )
+    if near:
+        raise UserError(f"teacher.name {name!r} is neither an asset nor a folder: did you mean {near[0]!r}?")
+    return None
+
+
+def read_causal_lm(name: str, source: str, dtype: torch.dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Model and tokenizer of ``source``, a folder or a hub id; the hub is asked for what is not on the disk.
+
+    Args:
+        name: what the user called it, for the error.
+
+    Raises:
+        UserError: nothing there or no way to it; not a causal language model; a missing weight or tokenizer.
+    """
+    from safetensors import SafetensorError
+
+    transformers = import_transformers()
+    is_folder = Path(source).is_dir()
+
+    def read(local_files_only: bool):
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, local_files_only=local_files_only
+        )
+        return model, report, transformers.AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+
+    try:
+        with quiet_transformers():
+            try:
+                model, report, tokenizer = read(local_files_only=True)
+            except OSError:
+                if is_folder:
+                    raise
+                logger.info("fetching model %s from the hub", name)
+                model, report, tokenizer = read(local_files_only=False)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".:")
+        if is_folder:
+            raise UserError(
+                f"{name!r} is a folder without a whole causal language model ({reason}): save one there with "
+                "save_pretrained, its tokenizer too"
+            ) from error
+        raise UserError(
+            f"{name!r} is neither an asset nor a folder, and no causal language model of that id came from the hub or "
+            f"its cache ({reason}): check the name and the connection, or use smollm2"
+        ) from error
+    # Transformers fills what is missing with random numbers and tells no more than a warning.
+    absent = [*sorted(report["missing_keys"]), *sorted(str(entry) for entry in report["mismatched_keys"])]
+    if absent:
+        raise UserError(
+            f"{name!r} lacks {len(absent)} weights of a {type(model).__name__} (first: {absent[0]}): use a model that "
+            "was saved whole, as a causal language model"
+        )
+    return model, tokenizer
+
+
+def weights_fingerprint(name: str, source: str) -> str:
+    """Hexadecimal sha256 of the weight file; of the files' sha256s, in the order of their names, if there are several.
+
+    Raises:
+        UserError: no weight file of a known name.
+    """
+    digests = [remembered_sha256(path) for path in _weight_files(name, source)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _weight_files(name: str, source: str) -> list[Path]:
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        folder = Path(str(try_to_load_from_cache(source, "config.json"))).parent
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / file).is_file():
+            return [folder / file]
+        index = folder / f"{file}.index.json"
+        if index.is_file():
+            return [folder / part for part in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    raise UserError(f"{name!r} has no model.safetensors or pytorch_model.bin in {folder}: save it with save_pretrained")

@@ -1,0 +1,168 @@
+"""The neuron in front of a weight matrix, and the product that takes its spikes.
+
+Shapes: ... any, C channels, T micro-steps.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asnn_goose.kernels.lif import lif, lif_rate
+
+SCALE_FLOOR = 1e-6
+"""Smallest per-token scale: a token whose current is 0 everywhere stays 0 instead of becoming NaN."""
+
+
+@dataclass(frozen=True)
+class SpikeStatistics:
+    """Counts over everything a neuron has emitted since recording began; all tensors are [C], int64."""
+
+    values: int
+    spikes_C: Tensor
+    """Sum of |count| over tokens, count in 0..T."""
+    nonzero_C: Tensor
+    """Tokens on which the channel fired at least once."""
+    full_C: Tensor
+    """Tokens on which the channel fired at every micro-step."""
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        return grad_outputs[0]
+
+
+class Neuron(nn.Module):
+    """Turns an analog current into the mean spike s of T micro-steps and a gain, so that the current is about s * gain.
+
+    The current is divided by theta and, with ``scale: token``, by the token's mean |x|, and drives a membrane with
+    threshold 1: the same dynamics as threshold theta, and the gradient of theta comes from both places it is used,
+
+        s = lif_rate(x / gain),    gain = theta * mean_c |x_c|,    operand of the product: s in {-1, -1+1/T, ..., 1}
+
+    With a fresh membrane per token this is a quantiser of 2T + 1 levels (T + 1 for binary) that rounds towards 0;
+    a decay below 1 widens its dead zone. kind ``quantised`` rounds to the nearest of the same levels instead, with a
+    straight-through gradient; kind ``dense`` returns the current itself.
+
+    Args:
+        channels: C.
+        settings: the fields of config.schema.NeuronConfig.
+        backend: form of lif_rate.
+    """
+
+    def __init__(self, channels: int, settings: dict[str, Any], backend: str):
+        super().__init__()
+        self.channels, self.settings, self.backend = channels, settings, backend
+        self.kind, self.steps = settings["kind"], settings["steps"]
+        shape = {"fixed": (), "layer": (), "channel": (channels,)}
+        spiking = self.kind in ("ternary", "binary")
+        log_threshold = torch.full(shape[settings["learn_threshold"]], math.log(settings["threshold"]))
+        if settings["learn_threshold"] == "fixed" or self.kind == "dense":
+            self.register_buffer("log_threshold", log_threshold)
+        else:
+            self.log_threshold = nn.Parameter(log_threshold)
+        if settings["learn_decay"] == "fixed" or not spiking:
+            self.decay_logit = None
+        elif settings["decay"] >= 1.0 or settings["decay"] <= 0.0:
+            raise ValueError(f"neuron.decay must lie strictly between 0 and 1 to be learned, not {settings['decay']}")
+        else:
+            start = math.log(settings["decay"] / (1.0 - settings["decay"]))
+            self.decay_logit = nn.Parameter(torch.full(shape[settings["learn_decay"]], start))
+        self._recorded: list[Tensor] | None = None
+
+    @property
+    def threshold(self) -> Tensor:
+        """theta > 0, scalar or [C], in units of the scaled current."""
+        return self.log_threshold.exp()
+
+    @property
+    def decay(self) -> Tensor | float:
+        """beta in [0, 1], scalar or [C], per micro-step."""
+        return self.settings["decay"] if self.decay_logit is None else torch.sigmoid(self.decay_logit)
+
+    def gain(self, x: Tensor) -> Tensor:
+        """theta times the token's scale, broadcastable against x."""
+        if self.settings["scale"] == "token":
+            return self.threshold * x.abs().mean(-1, keepdim=True).clamp_min(SCALE_FLOOR)
+        return self.threshold
+
+    def _dynamics(self) -> dict[str, Any]:
+        names = ("kind", "reset", "detach_reset", "surrogate", "width")
+        return {"threshold": 1.0, "decay": self.decay} | {name: self.settings[name] for name in names}
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """(s, gain): mean spike in [-1, 1] and the factor that turns it back into units of x; float32 or float64."""
+        x = x if x.dtype == torch.float64 else x.float()
+        if self.kind == "dense":
+            return x, 1.0
+        gain = self.gain(x)
+        if self.kind == "quantised":
+            s = _RoundStraightThrough.apply((x / gain).clamp(-1.0, 1.0) * self.steps) / self.steps
+        else:
+            s = lif_rate(x / gain, self.steps, backend=self.backend, **self._dynamics())
+        if self._recorded is not None:
+            self._record(s.detach())
+        return s, gain
+
+    def spikes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(spikes [T, ..., C] in {-1, 0, 1}, gain): the micro-steps one by one."""
+        x = x if x.dtype == torch.float64 else x.float()
+        gain = self.gain(x)
+        currents = (x / gain).expand(self.steps, *x.shape)
+        return lif(currents, **self._dynamics())[0], gain
+
+    def start_recording(self) -> None:
+        """Count spikes from now on (see :meth:`stop_recording`)."""
+        self._recorded = [torch.zeros(4, self.channels, dtype=torch.int64)]
+
+    def _record(self, s: Tensor) -> None:
+        assert self._recorded is not None
+        counts = (s.reshape(-1, self.channels).abs() * self.steps).round().to(torch.int64).cpu()
+        new = torch.stack([counts.sum(0), (counts > 0).sum(0), (counts == self.steps).sum(0)])
+        self._recorded[0][:3] += new
+        self._recorded[0][3] += counts.shape[0]
+
+    def stop_recording(self) -> SpikeStatistics:
+        """Counts since :meth:`start_recording`."""
+        assert self._recorded is not None, "start_recording comes first"
+        spikes_C, nonzero_C, full_C, tokens_C = self._recorded[0].unbind(0)
+        self._recorded = None
+        return SpikeStatistics(int(tokens_C[0]), spikes_C, nonzero_C, full_C)
+
+
+class SpikingLinear(nn.Module):
+    """y = (s W^T) gain with s = Neuron(x): the matrix product's operand are spikes.
+
+    ``form`` chooses how the mean spike meets the matrix: ``rate`` multiplies the mean once, ``steps`` multiplies every
+    micro-step's spikes and takes the mean of the products. The product is linear, so the two agree up to rounding.
+    """
+
+    def __init__(self, inputs: int, outputs: int, neuron: dict[str, Any], backend: str):
+        super().__init__()
+        self.neuron = Neuron(inputs, neuron, backend)
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.form = "rate"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.form == "steps" and self.neuron.kind in ("ternary", "binary"):
+            spikes, gain = self.neuron.spikes(x)
+            return self._product(spikes, gain).mean(0)
+        s, gain = self.neuron(x)
+        return self._product(s, gain)
+
+    def _product(self, s: Tensor, gain: Tensor | float) -> Tensor:
+        if isinstance(gain, Tensor) and gain.ndim and gain.shape[-1] > 1:
+            # A gain per channel cannot leave the sum over channels: its threshold part scales the matrix's columns.
+            threshold_C = self.neuron.threshold
+            y = F.linear(s, (self.weight * threshold_C).to(s.dtype)).to(s.dtype)
+            return y * (gain[..., :1] / threshold_C[:1])
+        # Under autocast the product is bfloat16, in which counts are exact; the gain is applied in the state's dtype.
+        return F.linear(s, self.weight.to(s.dtype)).to(s.dtype) * gain

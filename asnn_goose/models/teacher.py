@@ -1,0 +1,284 @@
+"""The teacher: any frozen causal language model of transformers, by asset, folder or hub id.
+
+Shape suffixes: B windows, L tokens, V vocabulary (without padding rows), E teacher width.
+"""
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asnn_goose.config.hardware import native_bfloat16
+from asnn_goose.errors import UserError
+from asnn_goose.huggingface import import_transformers, quiet_transformers
+from asnn_goose.models.pretrained import local_folder, read_causal_lm, weights_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+FINAL_NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What one pass gives, in the teacher's dtype and without gradient."""
+
+    logits_BLV: Tensor
+    hidden: dict[int, Tensor]
+    """[B, L, E] by layer: 0 is the input of the first block, n the output of block n, before the final norm."""
+
+
+class Teacher:
+    """A frozen causal language model in eval mode, with its tokenizer."""
+
+    def __init__(self, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", fingerprint: str):
+        self.name = name
+        self.fingerprint = fingerprint
+        """Hexadecimal sha256 of the weight file (of the list of sha256s, if there are several)."""
+        self.tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)
+        """Tokens of the tokenizer; rows that pad the model's head beyond it are sliced off everywhere."""
+        self.model = model.requires_grad_(False).eval()
+        self._stack, self._blocks = _blocks(name, model)
+        rows = self._embedding("output").shape[0]
+        if rows < self.vocab_size:
+            raise UserError(
+                f"teacher {name!r} has {rows} output rows for the {self.vocab_size} tokens of its tokenizer: use the "
+                "tokenizer that it was trained with"
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations and logits."""
+        return self.model.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        """E, channels of the residual stream."""
+        return self.model.config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return len(self._blocks)
+
+    # Not inference_mode: its tensors cannot be saved for a backward pass, and the learned temperature multiplies these.
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, hidden_layers: tuple[int, ...] = ()) -> TeacherOutput:
+        """Logits, and the residual stream at ``hidden_layers``.
+
+        Args:
+            input_ids: int64 [B, L]. Padding stands on the right, where causal attention keeps it from the text.
+            hidden_layers: layers counted from 1; 0 asks for the embedding output.
+
+        Raises:
+            UserError: a layer that the teacher has not got.
+        """
+        if self.model.training:
+            raise RuntimeError(f"teacher {self.name!r} was put in train mode: its dropout would change the targets")
+        for layer in hidden_layers:
+            if not 0 <= layer <= self.num_layers:
+                raise UserError(
+                    f"teacher {self.name!r} has no layer {layer}: choose 0 (embedding) to {self.num_layers}"
+                )
+        hidden: dict[int, Tensor] = {}
+        hooks = [self._capture(layer, hidden) for layer in set(hidden_layers)]
+        try:
+            logits = self.model(input_ids, use_cache=False).logits
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return TeacherOutput(logits[..., : self.vocab_size], hidden)
+
+    @torch.no_grad()
+    def states(self, input_ids: Tensor) -> Tensor:
+        """The last states [B, L, E], behind the final norm: logits_BLV = states @ head_VE.T, without making them."""
+        return self._stack(input_ids, use_cache=False).last_hidden_state
+
+    @cached_property
+    def head_VE(self) -> Tensor:
+        """Output projection in the teacher's dtype, without padding rows; see :attr:`head_weight_VE` for its errors."""
+        return self.head_weight_VE.to(self.dtype)
+
+    def _capture(self, layer: int, into: dict[int, Tensor]):
+        # Hooks: the last of transformers' own hidden_states has gone through the final norm already.
+        def before(_block, arguments, keywords):
+            into[layer] = arguments[0] if arguments else keywords["hidden_states"]
+
+        def after(_block, _arguments, output):
+            into[layer] = output[0] if isinstance(output, tuple) else output
+
+        if layer == 0:
+            return self._blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+        return self._blocks[layer - 1].register_forward_hook(after)
+
+    @property
+    def embedding_weight_VE(self) -> Tensor:
+        """Input embedding, a float32 copy."""
+        return self._embedding("input")[: self.vocab_size].float().clone()
+
+    @property
+    def head_weight_VE(self) -> Tensor:
+        """Output projection, a float32 copy: logits_BLV = final_norm(hidden[num_layers]) @ head_weight_VE.T.
+
+        Raises:
+            UserError: the head has a bias, or the logits are scaled or capped afterwards.
+        """
+        weight = self._embedding("output")
+        output = self(torch.arange(4, device=weight.device)[None] % self.vocab_size, (self.num_layers,))
+        with torch.no_grad():
+            product_BLV = F.linear(self._final_norm()(output.hidden[self.num_layers]), weight)[..., : self.vocab_size]
+        # The same product in the same dtype; the tolerance is two steps of bfloat16.
+        if not torch.allclose(product_BLV.float(), output.logits_BLV.float(), rtol=2**-7, atol=1e-4):
+            raise UserError(
+                f"teacher {self.name!r} ({type(self.model).__name__}) has no plain head (its logits get a bias, a scale"
+                " or a cap), and the losses start from its last states: choose a teacher with one"
+            )
+        return weight[: self.vocab_size].float().clone()
+
+    @property
+    def final_norm_kind(self) -> Literal["rms", "layer"]:
+        """rms: w x / sqrt(mean(x^2) + eps). layer: the same of x - mean(x), plus a bias.
+
+        Raises:
+            UserError: the norm computes something else with its weight, as Gemma's 1 + w does.
+        """
+        norm = copy.deepcopy(self._final_norm()).float()
+        weight_E, eps = self.final_norm_weight_E, self.final_norm_eps
+        x_E = torch.linspace(-1.0, 3.0, self.hidden_size, device=weight_E.device)
+        scaled_by: dict[Literal["rms", "layer"], Tensor] = {
+            "rms": F.rms_norm(x_E, x_E.shape, weight_E, eps),
+            "layer": F.layer_norm(x_E, x_E.shape, weight_E, self.final_norm_bias_E, eps),
+        }
+        with torch.no_grad():
+            found = norm(x_E)
+        for kind, expected in scaled_by.items():
+            if torch.allclose(found, expected, rtol=1e-4, atol=1e-5):  # float32, another order of summation
+                return kind
+        raise self._missing("a final norm that is a plain RMS or layer norm")
+
+    @property
+    def final_norm_weight_E(self) -> Tensor:
+        """Gain of the final norm, a float32 copy."""
+        return self._final_norm().get_parameter("weight").float().clone()
+
+    @property
+    def final_norm_bias_E(self) -> Tensor | None:
+        """Bias of the final norm, a float32 copy; None where it has none, as an RMS norm."""
+        bias = dict(self._final_norm().named_parameters()).get("bias")
+        return None if bias is None else bias.float().clone()
+
+    @property
+    def final_norm_eps(self) -> float:
+        """What the final norm adds to the mean square."""
+        facts = vars(self._final_norm())
+        for name in ("variance_epsilon", "eps"):
+            if name in facts:
+                return facts[name]
+        raise self._missing("a final norm with an epsilon")
+
+    def _embedding(self, side: Literal["input", "output"]) -> Tensor:
+        module = self.model.get_input_embeddings() if side == "input" else self.model.get_output_embeddings()
+        if module is None:
+            raise self._missing(f"an {side} embedding")
+        return module.weight  # pyright: ignore[reportReturnType]
+
+    def _final_norm(self) -> nn.Module:
+        for name, module in self._stack.named_children():
+            if name in FINAL_NORM_NAMES and "weight" in dict(module.named_parameters()):
+                return module
+        raise self._missing("a final norm")
+
+    def _missing(self, part: str) -> UserError:
+        return UserError(
+            f"teacher {self.name!r} ({type(self.model).__name__}) has no such part as {part}, which student.init needs:"
+            " set student.init to none"
+        )
+
+
+def load_teacher(name_or_path: str, dtype: str = "auto", device: str = "cpu") -> Teacher:
+    """The teacher of that name: an asset, else a folder with a saved model, else a model id of the hub.
+
+    Args:
+        name_or_path: what ``teacher.name`` says.
+        dtype: "bfloat16", "float32", or "auto": bfloat16 where ``device`` multiplies it natively.
+        device: as ``torch.device`` takes it.
+
+    Raises:
+        UserError: no such model here and no way to the hub; not a whole causal language model; a broken torchvision.
+    """
+    if dtype == "auto":
+        dtype = "bfloat16" if native_bfloat16(device) else "float32"
+    if dtype not in DTYPES:
+        raise UserError(f"teacher.dtype is {dtype!r}: choose auto, {' or '.join(DTYPES)}")
+    source = str(local_folder(name_or_path) or name_or_path)
+    model, tokenizer = read_causal_lm(name_or_path, source, DTYPES[dtype])
+    fingerprint = weights_fingerprint(name_or_path, source)
+    nn.Module.to(model, device)
+    teacher = Teacher(name_or_path, model, tokenizer, fingerprint)
+    _require_causal(teacher)
+    return teacher
+
+
+def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of that name: an asset's, a saved folder's, or that of a model id of the hub.
+
+    Raises:
+        UserError: there is none.
+    """
+    transformers = import_transformers()
+    source = str(local_folder(name_or_path) or name_or_path)
+    try:
+        with quiet_transformers():
+            return transformers.AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"student.tokenizer {name_or_path!r} cannot be read ({str(error).strip().splitlines()[0]}): "
+            "set it to null for the teacher's own"
+        ) from error
+
+
+def require_same_vocabulary(
+    teacher_tokenizer: "PreTrainedTokenizerBase", student_tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    """Refuse a student whose tokens or ids are not the teacher's: a divergence per position compares equal ids.
+
+    Raises:
+        UserError: the maps from token to id differ.
+    """
+    ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    token = min((token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)), key=repr)
+    raise UserError(
+        f"student.tokenizer ({len(ours)} tokens) and the teacher's ({len(theirs)}) differ, for one at token {token!r} "
+        f"with id {ours.get(token)} and {theirs.get(token)}: set student.tokenizer to null for the teacher's own, or "
+        "choose a teacher with the student's vocabulary"
+    )
+
+
+def _require_causal(teacher: Teacher) -> None:
+    """Refuse an encoder such as BERT, which transformers also loads as a causal language model, reading ahead."""
+    ids_BL = torch.arange(8, device=teacher.model.device).remainder(teacher.vocab_size).repeat(2, 1)
+    ids_BL[1, -1] = 0
+    logits_BLV = teacher(ids_BL).logits_BLV.float()
+    # Rows of one product in one dtype; the tolerance is two steps of bfloat16.
+    if not torch.allclose(logits_BLV[0, :-1], logits_BLV[1, :-1], rtol=2**-7, atol=1e-3):
+        raise UserError(
+            f"teacher.name {teacher.name!r} is no causal language model (its logits depend on later tokens): choose a "
+            "decoder"
+        )
+
+
+def _blocks(name: str, model: "PreTrainedModel") -> tuple[nn.Module, nn.ModuleList]:
+    """The list of blocks, the outermost with as many entries as there are layers, and the module that holds it."""
+    for parent in model.modules():
+        for child in parent.children():
+            if isinstance(child, nn.ModuleList) and len(child) == model.config.num_hidden_layers:
+                return parent, child
+    raise UserError(f"teacher {name!r} ({type(model).__name__}) has no list of blocks: use a decoder-only transformer")

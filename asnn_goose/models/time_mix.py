@@ -1,0 +1,136 @@
+"""RWKV-7's time mix with spikes in front of receptance, key, value and output (arXiv 2503.14456).
+
+Analog stay: the decay w, the in-context rate a, the value residual and the gate (low-rank products of the analog
+input), the removal direction kappa, the recurrent state and the norms.
+
+Shapes: B batch, L tokens, C channels, H heads, D channels of a head.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from asnn_goose.kernels.wkv7 import LOG_W_MIN, wkv7
+from asnn_goose.models.channel_mix import shifted
+from asnn_goose.models.spiking import SpikingLinear
+
+GROUP_NORM_EPS = 64e-5
+"""RWKV-7's epsilon of the norm over each head's output."""
+
+
+class TimeMixState(NamedTuple):
+    """What one layer carries from token to token."""
+
+    previous_BC: Tensor
+    wkv_BHDD: Tensor
+
+
+def low_rank(width: int, factor: float, power: float) -> int:
+    """Rank of a low-rank product: RWKV-7's factor * width^power, in steps of 8 and at least 8.
+
+    The published floor of 32 suits widths from 1024 on; a narrow student would spend more on it than on a full matrix.
+    """
+    return max(8, round(factor * width**power / 8) * 8)
+
+
+class LowRank(nn.Module):
+    """act(x A) B (+ bias), with A = 0 and B orthogonal x 0.1 at the start, as in RWKV-7."""
+
+    def __init__(self, width: int, rank: int, bias_C: Tensor | None, activation=None):
+        super().__init__()
+        self.down = nn.Parameter(torch.zeros(rank, width))
+        self.up = nn.Parameter(nn.init.orthogonal_(torch.empty(width, rank), gain=0.1))
+        self.bias_C = None if bias_C is None else nn.Parameter(bias_C)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.linear(x, self.down.to(x.dtype))
+        y = F.linear(hidden if self.activation is None else self.activation(hidden), self.up.to(x.dtype)).to(x.dtype)
+        return y if self.bias_C is None else y + self.bias_C
+
+
+class TimeMix(nn.Module):
+    """One layer's WKV-7 recurrence between spiking projections.
+
+    r, k, v = R N(x_r), K N(x_k), V N(x_v)           x_i = x + (x_{t-1} - x) mu_i, N neurons
+    log w   = -e^{-1/2} sigmoid(w0 + tanh(x_w A) B)  a = sigmoid(a0 + x_a A B),  g = sigmoid(x_g A) B
+    kappa   = k xi / |k xi| per head,  k <- k (1 + (a - 1) alpha),  v <- v + (v_first - v) sigmoid(v0 + x_v A B)
+    y       = wkv7(r, log w, k, v, -kappa, kappa a)
+    out     = O N(g (GroupNorm(y) + (sum_d r k rho) v))
+    """
+
+    def __init__(self, config, layer: int):
+        super().__init__()
+        C, self.heads = config.hidden_size, config.hidden_size // config.head_size
+        self.head_size, self.layer, self.layers = config.head_size, layer, config.num_hidden_layers
+        self.wkv_backend, self.wkv_chunk = config.wkv_backend, config.wkv_chunk
+
+        ratio_1_to_0 = 1.0 - layer / self.layers
+        ratio_0_to_1 = layer / max(self.layers - 1, 1)
+        position = torch.arange(C) / C
+        linear = torch.arange(C) / max(C - 1, 1) - 0.5
+        within = (torch.arange(C) % self.head_size) / max(self.head_size - 1, 1) * 2.0 - 1.0
+        zigzag = within * within.abs()
+        powers = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
+        for name, power in powers.items():
+            self.register_parameter(f"mix_{name}_C", nn.Parameter(1.0 - position ** (power * ratio_1_to_0)))
+
+        decay = -6.0 + 6.0 * (torch.arange(C) / max(C - 1, 1)) ** (1.0 + ratio_0_to_1**0.3)
+        self.decay = LowRank(C, low_rank(C, 1.8, 0.5), decay + 0.5 + 2.5 * zigzag, torch.tanh)
+        self.rate = LowRank(C, low_rank(C, 1.8, 0.5), -0.19 + 0.3 * zigzag + 0.4 * linear)
+        self.value_residual = LowRank(C, low_rank(C, 1.3, 0.5), 0.73 - 0.4 * linear) if layer else None
+        self.gate = LowRank(C, low_rank(C, 0.6, 0.8), None, torch.sigmoid)
+
+        self.removal_C = nn.Parameter(0.71 - 0.1 * linear)
+        self.key_rate_C = nn.Parameter(torch.full((C,), 1.02))
+        self.bonus_HD = nn.Parameter(torch.full((self.heads, self.head_size), -0.04))
+        self.norm_weight_C = nn.Parameter(torch.full((C,), ((1.0 + layer) / self.layers) ** 0.7))
+        self.norm_bias_C = nn.Parameter(torch.zeros(C))
+        self.receptance, self.key, self.value, self.output = (
+            SpikingLinear(C, C, config.neuron, config.lif_backend) for _ in range(4)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """RWKV-7's start of the four matrices; the output begins at 0, so that the block is the identity."""
+        nn.init.orthogonal_(self.receptance.weight)
+        nn.init.orthogonal_(self.key.weight, gain=0.1)
+        nn.init.orthogonal_(self.value.weight)
+        nn.init.zeros_(self.output.weight)
+
+    def forward(
+        self, x_BLC: Tensor, state: TimeMixState | None = None, v_first_BLC: Tensor | None = None
+    ) -> tuple[Tensor, TimeMixState, Tensor]:
+        """(output_BLC, state after the last token, the first layer's values, which later layers blend in)."""
+        previous_BLC = shifted(x_BLC, None if state is None else state.previous_BC)
+        r_in, w_in, k_in, v_in, a_in, g_in = (
+            torch.lerp(x_BLC, previous_BLC, self.get_parameter(f"mix_{name}_C")) for name in "rwkvag"
+        )
+        r_BLC, k_BLC, v_BLC = self.receptance(r_in), self.key(k_in), self.value(v_in)
+        log_w_BLC = LOG_W_MIN * torch.sigmoid(self.decay(w_in))
+        rate_BLC = torch.sigmoid(self.rate(a_in))
+        if self.value_residual is not None and v_first_BLC is not None:
+            v_BLC = torch.lerp(v_BLC, v_first_BLC, torch.sigmoid(self.value_residual(v_in)))
+
+        def heads(x):
+            return rearrange(x, "b l (h d) -> b l h d", h=self.heads)
+
+        kappa_BLHD = F.normalize(heads(k_BLC * self.removal_C), dim=-1)
+        k_BLC = k_BLC * (1.0 + (rate_BLC - 1.0) * self.key_rate_C)
+        r, k, v, rate = (heads(x) for x in (r_BLC, k_BLC, v_BLC, rate_BLC))
+        y_BLHD, wkv_BHDD = wkv7(
+            r, heads(log_w_BLC), k, v, -kappa_BLHD, kappa_BLHD * rate,
+            state=None if state is None else state.wkv_BHDD, chunk_size=self.wkv_chunk, backend=self.wkv_backend,
+        )  # fmt: skip
+        bonus_BLHD = (r * k * self.bonus_HD).sum(-1, keepdim=True) * v
+        y_BLC = rearrange(self._group_norm(y_BLHD) + bonus_BLHD, "b l h d -> b l (h d)")
+        out_BLC = self.output(y_BLC * self.gate(g_in))
+        return out_BLC, TimeMixState(x_BLC[:, -1], wkv_BHDD), v_BLC if v_first_BLC is None else v_first_BLC
+
+    def _group_norm(self, y_BLHD: Tensor) -> Tensor:
+        weight_HD = self.norm_weight_C.view(self.heads, self.head_size)
+        bias_HD = self.norm_bias_C.view(self.heads, self.head_size)
+        return F.layer_norm(y_BLHD, (self.head_size,), eps=GROUP_NORM_EPS) * weight_HD + bias_HD

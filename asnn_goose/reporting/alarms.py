@@ -1,0 +1,115 @@
+"""Signs of ill health that a run's own files show, each told in a sentence."""
+
+import itertools
+
+import numpy as np
+
+from asnn_goose.config.schema import Experiment, TemperatureConfig
+from asnn_goose.reporting.markdown import number, percent
+from asnn_goose.reporting.metrics import Metrics, series
+from asnn_goose.reporting.record import Result
+
+# Bounds of a healthy student: a rate outside them is silence or noise, and a dead channel is a wasted one.
+RATE_LOW, RATE_HIGH = 0.02, 0.6
+DEAD_HIGH = 0.05
+OPERAND_LOW = 0.9
+
+
+def find_alarms(result: Result, metrics: Metrics, experiment: Experiment) -> list[str]:
+    """All alarms: those that training recorded, then those of the files."""
+    alarms = [*result.alarms, *_non_finite(metrics)]
+    if experiment.distillation.temperature.mode == "learned":
+        alarms += temperature_alarms(metrics, experiment.distillation.temperature)
+    if experiment.student.neuron.kind in ("ternary", "binary"):
+        alarms += spike_alarms(result)
+    return list(dict.fromkeys(alarms))
+
+
+def temperature_alarms(metrics: Metrics, config: TemperatureConfig, patience: int = 50) -> list[str]:
+    """Watch a learned temperature T in (low, high).
+
+    Alarms: T within 5 % of the range of a bound for `patience` optimiser steps; T moving against its adversarial
+    gradient, corr(dT, G) < 0 while lambda > 0.5 (G = dL_KD/dT; T should rise where G is positive), beyond what chance
+    gives n pairs (2 / sqrt(n)); T that never left the anchor by 1 % of the range, which makes learning it a no-op.
+    """
+    steps, temperature = series(metrics, "temperature")
+    if len(steps) == 0:
+        return []
+    alarms = []
+    span = config.high - config.low
+    for bound in (config.low, config.high):
+        begin, end = _longest_stretch(steps, np.abs(temperature - bound) < 0.05 * span)
+        if end - begin >= patience:
+            alarms.append(
+                f"The temperature stayed within 5 % of its range of the bound {bound:g} from step {begin} to {end}."
+            )
+    anchor = config.init if config.anchor is None else config.anchor
+    if np.abs(temperature - anchor).max() < 0.01 * span:
+        alarms.append(
+            f"The learned temperature never left its anchor {anchor:g} by more than 1 % of its range: "
+            "learning it changed nothing."
+        )
+    correlation, pairs = _adversarial_correlation(metrics)
+    if pairs >= 8 and correlation < -2 / np.sqrt(pairs):
+        alarms.append(
+            f"The temperature moved against its adversarial gradient (correlation {correlation:.2f} over {pairs} "
+            "intervals with lambda above 0.5): look for a sign error."
+        )
+    return alarms
+
+
+def spike_alarms(result: Result) -> list[str]:
+    """Firing outside the healthy range, over the whole network and site by site."""
+    spikes = result.spikes
+    if spikes is None:
+        return []
+    alarms = []
+    if not RATE_LOW <= spikes.rate <= RATE_HIGH:
+        alarms.append(f"The mean firing rate is {number(spikes.rate)}, outside {RATE_LOW} to {RATE_HIGH}.")
+    if spikes.dead_fraction > DEAD_HIGH:
+        alarms.append(f"{percent(spikes.dead_fraction)} of the channels never spiked, more than {percent(DEAD_HIGH)}.")
+    if spikes.operand_fraction < OPERAND_LOW:
+        alarms.append(
+            f"{percent(spikes.operand_fraction)} of the mixer matrices' multiply-accumulates have a spike operand, "
+            f"less than {percent(OPERAND_LOW)}."
+        )
+    for site in spikes.per_layer:
+        if site.dead_fraction > 0.5:
+            alarms.append(f"Layer {site.layer}, {site.site}: {percent(site.dead_fraction)} of the channels are dead.")
+    return alarms
+
+
+def _non_finite(metrics: Metrics) -> list[str]:
+    lines = [line for line in metrics if line.get("non_finite")]
+    if not lines:
+        return []
+    names = sorted({name for line in lines for name in line["non_finite"]})
+    verb = "was" if len(names) == 1 else "were"
+    where = "1 logged line" if len(lines) == 1 else f"{len(lines)} logged lines"
+    return [f"{', '.join(names)} {verb} not finite on {where}, first at step {lines[0]['step']}."]
+
+
+def _longest_stretch(steps: np.ndarray, inside: np.ndarray) -> tuple[int, int]:
+    best, begin = (0, 0), None
+    for step, flag in zip(steps.tolist(), inside.tolist(), strict=True):
+        begin = (step if begin is None else begin) if flag else None
+        if begin is not None and step - begin > best[1] - best[0]:
+            best = (begin, step)
+    return best
+
+
+def _adversarial_correlation(metrics: Metrics) -> tuple[float, int]:
+    """Correlation of G with the change of T up to the next logged line, over lines with lambda > 0.5."""
+    keys = ("temperature", "temperature_gradient", "temperature_lambda")
+    lines = [line for line in metrics if all(line.get(key) is not None for key in keys)]
+    pairs = [
+        (now["temperature_gradient"], after["temperature"] - now["temperature"])
+        for now, after in itertools.pairwise(lines)
+        if now["temperature_lambda"] > 0.5
+    ]
+    if len(pairs) < 2:
+        return 0.0, len(pairs)
+    gradient, change = np.array(pairs).T
+    if gradient.std() == 0 or change.std() == 0:
+        return 0.0, len(pairs)
+    return float(np.corrcoef(gradient, change)[0, 1]), len(pairs)

@@ -1,0 +1,183 @@
+"""Finished runs to compare with, and what the comparison allows one to say."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from asnn_goose.config.load import NOT_NUMBERS, delta, load_dump
+from asnn_goose.config.schema import Experiment
+from asnn_goose.errors import UserError
+from asnn_goose.reporting.markdown import integer, number, percent
+from asnn_goose.reporting.record import Result, load_result
+
+log = logging.getLogger(__name__)
+
+Verdict = Literal["better", "worse", "cannot tell", "not comparable"]
+
+# Settings that decide on which text a perplexity is taken.
+EVALUATION = ("data.", "train.test_tokens", "student.tokenizer")
+NEURON = ("student.neuron.", "student.hidden_neuron.")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run, or the copy of it beside its report, that has a result.json."""
+
+    folder: Path
+    result: Result
+    experiment: Experiment
+
+    @property
+    def neuron_kind(self) -> str:
+        return self.experiment.student.neuron.kind
+
+
+def load_run(folder: Path) -> FinishedRun:
+    """Read config.yaml and result.json of a finished run.
+
+    Raises:
+        UserError: one of them is missing or not what it should be.
+    """
+    config = folder / "config.yaml"
+    try:
+        text = config.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{config} does not exist: name the folder of a run.") from None
+    return FinishedRun(folder, load_result(folder / "result.json"), load_dump(text, str(config)))
+
+
+def changed_settings(before: FinishedRun, after: FinishedRun) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (before, after) of every setting that can change a number and differs, the seed apart."""
+    differing = delta(after.experiment, before.experiment)
+    return {key: pair for key, pair in differing.items() if key not in NOT_NUMBERS | {"seed"}}
+
+
+def finished_runs(version: str, runs_root: Path, reports_root: Path) -> list[FinishedRun]:
+    """All finished runs of a version, newest first; one that lies under both roots is taken from `runs_root`."""
+    found: dict[str, FinishedRun] = {}
+    for root in (runs_root, reports_root):
+        for path in sorted((root / version).glob("*/result.json")):
+            try:
+                run = load_run(path.parent)
+            except UserError as error:
+                log.warning("%s (run left out of the comparison)", error)
+                continue
+            found.setdefault(run.result.run_id, run)
+    return sorted(found.values(), key=lambda run: (run.result.started, run.result.run_id), reverse=True)
+
+
+def nearest_run(like: FinishedRun, candidates: list[FinishedRun]) -> FinishedRun | None:
+    """The candidate (newest first) to compare `like` with.
+
+    Same scale always; then the fewest differing settings, so that a twin or a run with other overrides does not stand
+    in for the version; then the same seed; then the newest.
+    """
+    usable = [run for run in candidates if run.result.scale == like.result.scale]
+    identity = (like.result.version, like.result.run_id)
+    usable = [run for run in usable if (run.result.version, run.result.run_id) != identity]
+    return min(usable, key=lambda run: _distance(like, run), default=None)
+
+
+def _distance(like: FinishedRun, run: FinishedRun) -> tuple[int, bool]:
+    return len(changed_settings(like, run)), run.result.seed != like.result.seed
+
+
+def find_parent(run: FinishedRun, runs_root: Path, reports_root: Path) -> FinishedRun | None:
+    """The parent version's run nearest to `run`, None where there is none at this scale."""
+    if run.result.parent is None:
+        return None
+    return nearest_run(run, finished_runs(run.result.parent, runs_root, reports_root))
+
+
+def find_twins(run: FinishedRun, runs_root: Path, reports_root: Path) -> dict[str, FinishedRun]:
+    """Neuron kind -> run of the same version that differs from `run` in the neurons' settings alone (and the seed)."""
+    twins: dict[str, list[FinishedRun]] = {}
+    for other in finished_runs(run.result.version, runs_root, reports_root):
+        differing = changed_settings(run, other)
+        if other.neuron_kind != run.neuron_kind and all(key.startswith(NEURON) for key in differing):
+            twins.setdefault(other.neuron_kind, []).append(other)
+    nearest = {kind: nearest_run(run, others) for kind, others in sorted(twins.items())}
+    return {kind: twin for kind, twin in nearest.items() if twin is not None}
+
+
+def verdict(run: FinishedRun, other: FinishedRun) -> Verdict:
+    """Whether `run` has a lower (better) or higher (worse) test perplexity than `other`.
+
+    "cannot tell": the 95 % intervals touch, or one was not measured. "not comparable": other text was predicted.
+    """
+    if _evaluated_differently(run, other):
+        return "not comparable"
+    mine, theirs = _interval(run.result), _interval(other.result)
+    if mine is None or theirs is None:
+        return "cannot tell"
+    if mine[1] < theirs[0]:
+        return "better"
+    if mine[0] > theirs[1]:
+        return "worse"
+    return "cannot tell"
+
+
+def comparison_sentences(run: FinishedRun, other: FinishedRun, overrides: Iterable[str] = ()) -> str:
+    """What may be said about `run` against its parent's run `other`: verdict first, then what weakens it.
+
+    `overrides` are the keys set on the command line of `run`: where one differs, the change is not the version's alone.
+    """
+    mine, theirs = run.result.student.test_ppl, other.result.student.test_ppl
+    name = other.result.version
+    stands = f"{name} stands at {with_interval(other.result)}"
+    judged = verdict(run, other)
+    if judged == "not comparable":
+        reasons = ", ".join(f"`{key}`" for key in _evaluated_differently(run, other))
+        return f"{stands}, but was evaluated on other text ({reasons} differ), so the two are not comparable."
+    change = f"{percent(abs(mine - theirs) / theirs)} {'lower' if mine < theirs else 'higher'}"
+    change = "the same" if mine == theirs else change
+    if judged == "cannot tell":
+        measured = _interval(run.result) is not None and _interval(other.result) is not None
+        why = "the 95 % intervals overlap" if measured else "an interval was not measured for both"
+        text = f"No clear difference from {name}: {stands}, this run is {change}, and {why}, so one seed cannot tell."
+    else:
+        word = "Better" if judged == "better" else "Worse"
+        text = (
+            f"{word} than {name}: {stands}, this run is {change}, and the 95 % intervals do not overlap. "
+            "They cover the choice of test text, not the spread between seeds."
+        )
+    return " ".join([text, *_caveats(run, other, overrides)])
+
+
+def with_interval(result: Result) -> str:
+    """Test perplexity as text, with its 95 % interval if it was measured."""
+    interval = _interval(result)
+    text = number(result.student.test_ppl)
+    return text if interval is None else f"{text} (95 % interval {number(interval[0])} to {number(interval[1])})"
+
+
+def _interval(result: Result) -> tuple[float, float] | None:
+    low, high = result.student.test_ppl_low, result.student.test_ppl_high
+    return None if low is None or high is None else (low, high)
+
+
+def _evaluated_differently(run: FinishedRun, other: FinishedRun) -> list[str]:
+    keys = [key for key in changed_settings(other, run) if key.startswith(EVALUATION)]
+    if not keys and run.result.evaluation.test_tokens != other.result.evaluation.test_tokens:
+        keys = ["evaluation.test_tokens"]
+    return keys
+
+
+def _caveats(run: FinishedRun, other: FinishedRun, overrides: Iterable[str]) -> list[str]:
+    mine, theirs, name = run.result, other.result, other.result.version
+    caveats = []
+    if mine.seed != theirs.seed:
+        caveats.append(f"The run of {name} has seed {theirs.seed}, this one {mine.seed}.")
+    if mine.tokens_seen != theirs.tokens_seen:
+        caveats.append(
+            f"The run of {name} saw {integer(theirs.tokens_seen)} training tokens, this one "
+            f"{integer(mine.tokens_seen)}."
+        )
+    # A picked group file stands under its group's name and covers all keys below.
+    given = tuple(f"{override}." for override in overrides)
+    mixed = [key for key in changed_settings(other, run) if f"{key}.".startswith(given)]
+    if mixed:
+        caveats.append(f"Given on the command line and different too: {', '.join(f'`{key}`' for key in mixed)}.")
+    return caveats

@@ -1,0 +1,136 @@
+"""What all figures of a report share: colours, axes of tokens, labels beside the curves, and the file they end in.
+
+matplotlib is imported when a figure is drawn, since nothing else in a run needs it. Colours are those of Okabe and Ito,
+which people with any common colour blindness can tell apart.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from asnn_goose.reporting.run_folder import replacing
+
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+GREY = "#707070"
+CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+DASHED = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (4, 2))}
+_WIDTH = 7.2
+_DPI = 120
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.labelsize": 8.5,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.5,
+}
+
+
+class Curve(NamedTuple):
+    """Values [n] over training tokens [n]."""
+
+    label: str
+    tokens: np.ndarray
+    values: np.ndarray
+
+
+@contextlib.contextmanager
+def figure(
+    path: Path, height: float, rows: int = 1, columns: int = 1, ratios: Sequence[float] | None = None
+) -> Iterator[list[Any]]:
+    """Axes of a new figure, row by row; saved to `path` when the block ends."""
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    with style.context(["default", _STYLE]), warnings.catch_warnings():
+        # Words in a script that the font lacks come out as boxes, which a reader sees without a warning.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
+        yield list(axes.flat)
+        canvas.draw()
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    with replacing(path) as temporary:
+        # A palette makes a third of the size, and Pillow writes neither date nor software.
+        image.quantize(256, dither=Image.Dither.NONE).save(temporary, format="png", optimize=True, dpi=(_DPI, _DPI))
+
+
+def line(axis: Any, curve: Curve, colour: str) -> None:
+    # A handful of points is shown as points: a smoke run may have one.
+    marker = "o" if len(curve.values) < 12 else None
+    axis.plot(curve.tokens, curve.values, color=colour, marker=marker, clip_on=False, zorder=3)
+
+
+def token_axis(axis: Any, curves: Sequence[Curve]) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axis.set_xlim(0, max(curve.tokens[-1] for curve in curves) or 1)
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axis.set_xlabel("training tokens")
+
+
+def log_scale(axis: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    decades = np.log10(high / low)
+    subs = (1.0,) if decades > 4 else (1.0, 2.0, 5.0) if decades > 0.8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20) if decades > 0.3 else MaxNLocator(6))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"))
+
+
+def label_right(axis: Any, labels: Sequence[tuple[float, str, str]], gap: float = 0.15) -> None:
+    """Write each label (value, text, colour) to the right of its value, at least `gap` inches apart, with a leader."""
+    axis.figure.draw_without_rendering()
+    extent = axis.get_window_extent()
+    height, inch = extent.height / axis.figure.dpi, axis.figure.dpi / extent.width
+    ordered = sorted(labels)
+    heights = axis.transAxes.inverted().transform(axis.transData.transform([(0, value) for value, _, _ in ordered]))[
+        :, 1
+    ]
+    places = spread(heights.tolist(), gap / height)
+    leader = [1 + 0.03 * inch, 1 + 0.15 * inch]
+    for start, place, (_, text, colour) in zip(heights, places, ordered, strict=True):
+        axis.plot(leader, [start, place], color=colour, linewidth=0.6, transform=axis.transAxes, clip_on=False)
+        axis.text(1 + 0.19 * inch, place, text, transform=axis.transAxes, color=colour, va="center", fontsize=8)
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Ascending `places` moved as little as it takes to lie `gap` apart: each cluster around its members' mean."""
+    clusters: list[list[float]] = []
+    for place in places:
+        clusters.append([place])
+        while len(clusters) > 1 and _centre(clusters[-1]) - _centre(clusters[-2]) < _reach(clusters[-2:], gap):
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
+    return [_centre(c) + (rank - (len(c) - 1) / 2) * gap for c in clusters for rank in range(len(c))]
+
+
+def _centre(cluster: list[float]) -> float:
+    return sum(cluster) / len(cluster)
+
+
+def _reach(pair: list[list[float]], gap: float) -> float:
+    """Distance that the centres of two clusters must keep."""
+    return gap * (len(pair[0]) + len(pair[1])) / 2 - 1e-9

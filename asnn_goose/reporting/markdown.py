@@ -1,0 +1,64 @@
+"""Numbers and tables as markdown text."""
+
+import math
+import re
+from collections.abc import Sequence
+
+_PREFIXES = {-15: "f", -12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
+
+
+def number(value: float, digits: int = 4) -> str:
+    """`value` with `digits` significant digits, in full from 1e-4 up, thousands separated by commas."""
+    if value == 0:
+        return "0"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    if decimals > digits + 3:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(decimals, 0)}f}"
+
+
+def integer(value: float) -> str:
+    """A count, thousands separated by commas."""
+    return f"{value:,.0f}"
+
+
+def percent(fraction: float) -> str:
+    """A share of 1 as per cent with one decimal, two significant digits below one per cent."""
+    return "0 %" if fraction == 0 else f"{100 * fraction:.1f} %" if abs(fraction) >= 0.01 else f"{100 * fraction:.2g} %"
+
+
+def quantity(value: float, unit: str, digits: int = 3) -> str:
+    """`value` with the decimal prefix that leaves one to three digits before the point: 1.23e-5 J is 12.3 µJ."""
+    if value == 0:
+        return f"0 {unit}"
+    exponent = min(max(3 * math.floor(math.log10(abs(value)) / 3), -15), 12)
+    return f"{number(value / 10.0**exponent, digits)} {_PREFIXES[exponent]}{unit}"
+
+
+def mebibytes(value: float) -> str:
+    """Bytes in MiB, from 1024 MiB on in GiB."""
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them: 8.4 s, 7 min 10 s, 3 h 05 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole % 60:02d} s"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---:") -> list[str]:
+    """Lines of a table; the first column is set to the left, the others as `align`. Empty columns are dropped."""
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    lines = [[header[i] for i in kept], ["---" if i == 0 else align for i in kept]]
+    lines += [[row[i].replace("|", "\\|").replace("\n", " ") for i in kept] for row in rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def fenced(text: str, language: str = "") -> list[str]:
+    """Lines of a code block that no run of backticks in `text` can end."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [fence + language, *text.rstrip("\n").split("\n"), fence]

@@ -1,0 +1,57 @@
+"""``metrics.jsonl``: one JSON object a line, with the optimiser step and whatever was measured there.
+
+Training lines hold step, tokens, lr, loss_total, loss_<name>_raw, loss_<name>_weighted, weight_<name>, temperature,
+temperature_lambda, temperature_gradient (G = dL_KD/dT), loss_anchor, grad_norm, tokens_per_second, valid_tokens,
+neuron_threshold_mean and firing_rate; evaluation lines hold val_ppl, val_ce, val_kl and val_top1. Any subset will do.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asnn_goose.errors import UserError
+
+Metrics = list[dict[str, Any]]
+
+
+def metrics_line(step: int, values: dict[str, Any]) -> str:
+    """One whole line. JSON has no NaN: a non-finite value becomes null, and its name goes to ``non_finite``."""
+    lost = sorted(name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value))
+    record: dict[str, Any] = {"step": step, **values, **dict.fromkeys(lost)}
+    if lost:
+        record["non_finite"] = lost
+    return json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Lines in the order written. A torn last line, which a killed process leaves behind, is dropped.
+
+    Raises:
+        UserError: the file is missing, or a line before the last is not an object with ``step``.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: name the folder of a run that has started training.") from None
+    metrics = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            metrics.append({**record, "step": int(record["step"])})
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number} is not a metrics record ({error}); delete that line.") from None
+    return metrics
+
+
+def series(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite values of one quantity, as int64 [n] and float64 [n]."""
+    points = [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)

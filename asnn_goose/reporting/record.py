@@ -1,0 +1,261 @@
+"""What a finished run measured: the typed contents of ``result.json``.
+
+Perplexities are exp of the token-mean cross-entropy in nats, at temperature 1. "Per token" means per evaluated token.
+A quantity that was not measured is None, and its row is absent from every report.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from asnn_goose.errors import UserError
+
+
+class Record(BaseModel):
+    """Base of every record: immutable, and closed against unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TeacherResult(Record):
+    """The teacher on the same tokens as the student."""
+
+    name: str
+    """Asset, folder or model id."""
+    test_ppl: float
+    """Test perplexity."""
+    val_ppl: float | None = None
+    """Validation perplexity."""
+    bits_per_byte: float | None = None
+    """Test cross-entropy in bits per UTF-8 byte of the text."""
+    parameters: int | None = None
+    """Number of parameters, embedding included."""
+
+
+class StudentResult(Record):
+    """The student at the end of the run."""
+
+    test_ppl: float
+    """Test perplexity."""
+    val_ppl: float
+    """Validation perplexity."""
+    bits_per_byte: float
+    """Test cross-entropy in bits per UTF-8 byte of the text."""
+    parameters: int
+    """Number of parameters, embedding and head included (tied ones once)."""
+    trained_parameters: int | None = None
+    """Number of parameters that the optimiser moved."""
+    test_ppl_low: float | None = None
+    """Lower end of the 95 % interval of the test perplexity: bootstrap over the test windows."""
+    test_ppl_high: float | None = None
+    """Upper end of the same interval."""
+
+
+class Baselines(Record):
+    """Counting models on the same test tokens, as test perplexities."""
+
+    unigram_ppl: float
+    """Unigram, fitted on all training text."""
+    bigram_ppl: float
+    """Interpolated bigram, fitted on exactly the tokens that the student saw."""
+    bigram_full_ppl: float
+    """Interpolated bigram, fitted on all training text."""
+
+
+class Evaluation(Record):
+    """How much text the perplexities rest on."""
+
+    validation_tokens: int
+    """Validation tokens that were predicted."""
+    test_tokens: int
+    """Test tokens that were predicted."""
+    test_windows: int | None = None
+    """Test windows: the units of the bootstrap."""
+
+
+class SiteSpikes(Record):
+    """One neuron population: a projection's input in one layer."""
+
+    layer: int
+    """Block, counted from 1."""
+    site: str
+    """Projection that takes these spikes, such as ``receptance`` or ``channel_value``."""
+    rate: float
+    """Share of (token, channel, micro-step) that spike."""
+    zero_fraction: float
+    """Share of (token, channel) whose mean spike is zero."""
+    dead_fraction: float
+    """Share of channels that never spiked on the evaluated text."""
+    saturated_fraction: float
+    """Share of channels that spiked at every micro-step of the evaluated text."""
+    threshold: float | None = None
+    """theta, mean over channels, in units of the scaled current."""
+    decay: float | None = None
+    """beta, mean over channels."""
+
+
+class SpikeResult(Record):
+    """Firing over all layers and sites, weighted by their numbers of channels."""
+
+    rate: float
+    """Share of (token, channel, micro-step) that spike."""
+    zero_fraction: float
+    """Share of (token, channel) whose mean spike is zero."""
+    operand_fraction: float
+    """Share of the mixer matrices' multiply-accumulates whose operand is a spike."""
+    dead_fraction: float
+    """Share of channels that never spiked on the evaluated text."""
+    saturated_fraction: float
+    """Share of channels that spiked at every micro-step of the evaluated text."""
+    per_layer: tuple[SiteSpikes, ...]
+    """Every population, in the order of the forward pass."""
+
+
+class EnergyKind(Record):
+    """Arithmetic of one kind (mixer matrices, head, ...), per token."""
+
+    macs: float
+    """Multiply-accumulates that the dense form takes."""
+    spike_macs: float
+    """Those among them whose operand is a spike."""
+    operations: float
+    """Operations done: an addition per spike and weight where the operand is a spike, else a multiply-accumulate."""
+    joules_per_token: float
+    """Energy of these operations in joules."""
+
+
+class EnergyResult(Record):
+    """Estimated energy per token: operation counts times an assumed energy each, head included."""
+
+    student_joules_per_token: float
+    """Arithmetic of the student, in joules."""
+    teacher_joules_per_token: float
+    """Arithmetic of the teacher, in joules."""
+    by_kind: dict[str, EnergyKind]
+    """The student's arithmetic by kind."""
+    picojoules: dict[str, float]
+    """Assumed energy in picojoules by operation."""
+    student_bytes_per_token: float | None = None
+    """Memory traffic of the student in bytes: weights and state, one token at a time."""
+    teacher_bytes_per_token: float | None = None
+    """The same for the teacher."""
+
+
+class Sample(Record):
+    """One prompt and how both models go on."""
+
+    prompt: str
+    """Text given to both."""
+    student: str
+    """Continuation by the student, without the prompt."""
+    teacher: str
+    """Continuation by the teacher, without the prompt."""
+
+
+class Raster(Record):
+    """Which spikes ``raster.npz`` in the run's folder holds."""
+
+    layer: int
+    """Block, counted from 1."""
+    site: str
+    """Projection that takes these spikes."""
+    file: str = "raster.npz"
+    """Arrays ``tokens`` [tokens] of str and ``spikes`` [tokens * steps, channels] of int8, micro-steps innermost."""
+
+
+class Result(Record):
+    """Everything that a finished run measured."""
+
+    run_id: str
+    """Name of the run's folder."""
+    version: str
+    """Experiment."""
+    parent: str | None
+    """Version that this one changes."""
+    seed: int
+    """Seed of initialisation and data order."""
+    fingerprint: str
+    """Digest of every setting that can change the numbers."""
+    scale: str
+    """Name of the train group."""
+    started: AwareDatetime
+    """Begin of the run."""
+    steps: int
+    """Optimiser steps."""
+    tokens_seen: int
+    """Training tokens."""
+    wall_seconds: float
+    """Duration in seconds, evaluation included."""
+    seconds_by_phase: dict[str, float] = {}
+    """Duration in seconds by phase, such as training or evaluation."""
+    tokens_per_second: float
+    """Training throughput."""
+    peak_memory_bytes: int
+    """Largest resident memory of the process, on a GPU its largest allocation, in bytes."""
+    teacher: TeacherResult
+    student: StudentResult
+    ratio_to_teacher: float
+    """student.test_ppl / teacher.test_ppl."""
+    kl_to_teacher: float
+    """KL(teacher || student) on test text, in nats per token, at temperature 1."""
+    top1_agreement: float
+    """Share of test tokens where both models rank the same token first."""
+    knowledge_retention: float
+    """Share of the test tokens that the teacher predicts right which the student predicts right too."""
+    evaluation: Evaluation
+    baselines: Baselines
+    spikes: SpikeResult | None = None
+    """None for a dense student."""
+    energy: EnergyResult | None = None
+    temperature_final: float | None = None
+    """Softmax temperature of the distillation terms at the last step."""
+    sample: Sample | None = None
+    raster: Raster | None = None
+    alarms: tuple[str, ...] = ()
+    """What went wrong without ending the run, a sentence each."""
+    schedule_notes: tuple[str, ...] = ()
+    """What the schedules did, a sentence each."""
+
+
+def load_result(path: Path) -> Result:
+    """Read a ``result.json``.
+
+    Raises:
+        UserError: the file is missing, is not JSON, does not have the fields of `Result`, or holds a non-finite number.
+    """
+    try:
+        result = Result.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: the run did not finish; continue it with --resume.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "its text"
+        raise UserError(f"{path} is not the result of a run: {place}: {first['msg']}; repeat the run.") from None
+    refuse_non_finite(result)
+    return result
+
+
+def refuse_non_finite(result: Result) -> None:
+    """Raise UserError that names every NaN or infinity, since JSON has neither."""
+    leaves = _leaves(result.model_dump())
+    bad = [f"{name} is {value}" for name, value in leaves if isinstance(value, float) and not math.isfinite(value)]
+    if bad:
+        raise UserError(
+            f"result.json of {result.run_id} cannot be written: {', '.join(bad)}; "
+            "look at loss and grad_norm in metrics.jsonl, then lower --train.lr."
+        )
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        yield name, value
+        return
+    for key, item in items:
+        yield from _leaves(item, f"{name}.{key}" if name else str(key))

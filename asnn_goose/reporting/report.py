@@ -1,0 +1,228 @@
+"""``reports/<version>/<run_id>/report.md``, a pure function of a run's files and of the runs it is compared with."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asnn_goose.errors import UserError
+from asnn_goose.reporting import sections, summary
+from asnn_goose.reporting.alarms import find_alarms
+from asnn_goose.reporting.comparison import FinishedRun, find_parent, find_twins, finished_runs, load_run
+from asnn_goose.reporting.drawing import Curve
+from asnn_goose.reporting.markdown import integer, number, table
+from asnn_goose.reporting.material import Material
+from asnn_goose.reporting.metrics import Metrics, read_metrics, series
+from asnn_goose.reporting.plots import (
+    Level,
+    plot_losses,
+    plot_optimiser,
+    plot_perplexity,
+    plot_raster,
+    plot_spikes,
+    plot_temperature,
+)
+from asnn_goose.reporting.run_folder import RunFolder, replacing, write_errors, write_text
+
+_LOSS_LABELS = {"ce": "cross-entropy", "forward_kl": "forward KL", "anchor": "temperature anchor"}
+FIGURES = ("raster", "spikes", "perplexity", "losses", "temperature", "optimiser")
+
+
+def write_report(run_folder: Path, reports_root: Path, runs_root: Path) -> Path:
+    """Write the report of a finished run and refresh the list of its version's reports.
+
+    Beside report.md and its figures lie copies of result.json and config.yaml, so that later runs can be compared with
+    this one where there is no ``runs/``. The same files give the same bytes.
+
+    Args:
+        run_folder: folder with config.yaml, provenance.json, metrics.jsonl and result.json.
+        reports_root: ``reports/``; also searched for the parent's run and for twins.
+        runs_root: ``runs/``; searched first.
+
+    Returns:
+        Path of report.md.
+
+    Raises:
+        UserError: the run is not finished, or one of its files is damaged.
+    """
+    files = RunFolder.open(run_folder)
+    run, metrics = load_run(run_folder), read_metrics(files.metrics)
+    parent = find_parent(run, runs_root, reports_root)
+    target = reports_root / run.result.version / run.result.run_id
+    with write_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+    for path in (files.result, files.config):
+        with replacing(target / path.name) as temporary:
+            shutil.copyfile(path, temporary)
+    material = Material(
+        run=run,
+        provenance=files.provenance,
+        alarms=find_alarms(run.result, metrics, run.experiment),
+        parent=parent,
+        twins=find_twins(run, runs_root, reports_root),
+        figures=draw_figures(run, metrics, parent, target),
+    )
+    report = target / "report.md"
+    write_text(report, render(material))
+    write_text(target.parent / "README.md", render_index(run.result.version, reports_root))
+    return report
+
+
+def report_head(path: Path, lines: int = 20) -> str:
+    """First lines of a report, for the command line to print."""
+    return "\n".join(path.read_text(encoding="utf-8").split("\n")[:lines]).rstrip()
+
+
+def render(material: Material) -> str:
+    """The report as markdown."""
+    parts = [
+        section(material)
+        for section in (
+            summary.opening,
+            summary.results,
+            sections.curves,
+            sections.spikes,
+            sections.energy,
+            sections.cost,
+            sections.sample,
+            sections.alarms,
+            sections.configuration,
+            sections.provenance,
+        )
+    ]
+    return "\n\n".join("\n".join(part).strip() for part in parts if part) + "\n"
+
+
+def render_index(version: str, reports_root: Path) -> str:
+    """README.md of a version: its runs, newest first, from the result.json beside each report."""
+    runs = finished_runs(version, reports_root, reports_root)
+    rows = []
+    for run in runs:
+        result = run.result
+        low, high = result.student.test_ppl_low, result.student.test_ppl_high
+        interval = "" if low is None or high is None else f"{number(low)} to {number(high)}"
+        rows.append(
+            [
+                f"[{result.run_id}]({result.run_id}/report.md)",
+                result.scale,
+                str(result.seed),
+                run.neuron_kind,
+                integer(result.tokens_seen),
+                number(result.student.test_ppl),
+                interval,
+                number(result.ratio_to_teacher, 3),
+            ]
+        )
+    header = [
+        "run",
+        "scale",
+        "seed",
+        "neuron",
+        "training tokens",
+        "test perplexity",
+        "95 % interval",
+        "times the teacher",
+    ]
+    lines = [f"# Reports of {version}", "", runs[0].experiment.question, "", *table(header, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def draw_figures(run: FinishedRun, metrics: Metrics, parent: FinishedRun | None, folder: Path) -> dict[str, str]:
+    """Draw what the run measured into `folder`; figure -> file name. A figure of an earlier report goes."""
+    drawn: dict[str, str] = {}
+    for name in FIGURES:
+        path = folder / f"{name}.png"
+        if _DRAW[name](run, metrics, parent, path) is None:
+            path.unlink(missing_ok=True)
+        else:
+            drawn[name] = path.name
+    return drawn
+
+
+def _curve(run: FinishedRun, metrics: Metrics, name: str, label: str) -> Curve | None:
+    """One quantity over training tokens, None where it was not measured; every optimiser step sees as many tokens."""
+    steps, values = series(metrics, name)
+    if len(steps) == 0:
+        return None
+    return Curve(label, steps * (run.result.tokens_seen / run.result.steps), values)
+
+
+def _draw_perplexity(run: FinishedRun, metrics: Metrics, parent: FinishedRun | None, path: Path) -> Path | None:
+    student = _curve(run, metrics, "val_ppl", "student (◇ test)")
+    if student is None:
+        return None
+    result = run.result
+    levels = [
+        Level("unigram", result.baselines.unigram_ppl),
+        Level("bigram, tokens seen", result.baselines.bigram_ppl),
+        Level("bigram, all text", result.baselines.bigram_full_ppl),
+    ]
+    if result.teacher.val_ppl is not None:
+        levels.append(Level("teacher", result.teacher.val_ppl))
+    before = None
+    # A run copied into reports/ comes without its metrics.
+    if parent is not None and (parent.folder / "metrics.jsonl").exists():
+        before = _curve(parent, read_metrics(parent.folder / "metrics.jsonl"), "val_ppl", parent.result.version)
+    return plot_perplexity(student, path, levels, before, result.student.test_ppl)
+
+
+def _draw_losses(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path | None:
+    found = list(dict.fromkeys(key for line in metrics for key in line if key.startswith("loss_")))
+    raw, weighted = [], []
+    for key in found:
+        name = key.removeprefix("loss_").removesuffix("_raw").removesuffix("_weighted")
+        label = _LOSS_LABELS.get(name, name.replace("_", " "))
+        curve = _curve(run, metrics, key, label)
+        if curve is not None:
+            (raw if key.endswith("_raw") else weighted).append(curve)
+    return plot_losses(raw, weighted, path) if raw and weighted else None
+
+
+def _draw_temperature(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path | None:
+    config = run.experiment.distillation.temperature
+    temperature = _curve(run, metrics, "temperature", "temperature T")
+    if config.mode != "learned" or temperature is None:
+        return None
+    return plot_temperature(
+        temperature,
+        path,
+        low=config.low,
+        high=config.high,
+        anchor=config.init if config.anchor is None else config.anchor,
+        strength=_curve(run, metrics, "temperature_lambda", "lambda"),
+        gradient=_curve(run, metrics, "temperature_gradient", "G = dL/dT"),
+    )
+
+
+def _draw_optimiser(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path | None:
+    lr = _curve(run, metrics, "lr", "learning rate")
+    grad_norm = _curve(run, metrics, "grad_norm", "gradient norm")
+    if lr is None and grad_norm is None:
+        return None
+    return plot_optimiser(lr, grad_norm, path, clip=run.experiment.train.clip)
+
+
+def _draw_spikes(run: FinishedRun, _: Metrics, __: Any, path: Path) -> Path | None:
+    spikes = run.result.spikes
+    return None if spikes is None or not spikes.per_layer else plot_spikes(spikes.per_layer, path)
+
+
+def _draw_raster(run: FinishedRun, _: Metrics, __: Any, path: Path) -> Path | None:
+    if run.result.raster is None:
+        return None
+    file = run.folder / run.result.raster.file
+    if not file.exists():
+        raise UserError(f"{file} does not exist, though result.json names it: put it back, or repeat the run.")
+    with np.load(file, allow_pickle=False) as arrays:
+        return plot_raster(arrays["tokens"].tolist(), arrays["spikes"], path)
+
+
+_DRAW = {
+    "perplexity": _draw_perplexity,
+    "losses": _draw_losses,
+    "temperature": _draw_temperature,
+    "optimiser": _draw_optimiser,
+    "spikes": _draw_spikes,
+    "raster": _draw_raster,
+}

@@ -1,0 +1,204 @@
+"""The sections below the head of a report as lines of markdown; every number comes from the records passed in."""
+
+from typing import Any
+
+import yaml
+
+from asnn_goose.reporting.comparison import FinishedRun, changed_settings
+from asnn_goose.reporting.markdown import duration, fenced, integer, mebibytes, number, percent, quantity, table
+from asnn_goose.reporting.material import SPIKING, Material
+
+
+def curves(material: Material) -> list[str]:
+    """Figures over training."""
+    temperature = material.run.experiment.distillation.temperature
+    lines = ["## Curves", ""]
+    lines += _figure(
+        material,
+        "perplexity",
+        "Validation perplexity of the student, on a log axis. Dashed: the teacher on validation text, and the counting "
+        "models on test text. Diamond: the student's test perplexity.",
+    )
+    lines += _figure(material, "losses", "Loss components: raw, and times their weights.")
+    if temperature.mode == "fixed":
+        lines += [f"The distillation temperature is fixed at {temperature.init:g}.", ""]
+    else:
+        final = material.run.result.temperature_final
+        end = "" if final is None else f" It ended at {number(final, 3)}."
+        lines += _figure(
+            material,
+            "temperature",
+            f"Learned temperature between its bounds, the strength lambda of its adversary, and G = dL_KD/dT.{end}",
+        )
+    lines += _figure(material, "optimiser", "Learning rate, and the student's gradient norm before clipping.")
+    lines += [f"- {note}" for note in material.run.result.schedule_notes]
+    return lines
+
+
+def spikes(material: Material) -> list[str]:
+    """Firing of the whole network, by layer and site, and of one sentence."""
+    measured = material.run.result.spikes
+    if measured is None:
+        return []
+    rows = [
+        ["firing rate: neuron micro-steps with a spike", percent(measured.rate)],
+        ["zero operands: tokens x channels without any net spike", percent(measured.zero_fraction)],
+        ["multiply-accumulates of the mixer matrices with a spike operand", percent(measured.operand_fraction)],
+        ["dead channels: never spiked on the evaluated text", percent(measured.dead_fraction)],
+        ["saturated channels: spiked at every micro-step", percent(measured.saturated_fraction)],
+    ]
+    lines = ["## Spikes", "", *table(["over all layers", "share"], rows), ""]
+    lines += _figure(material, "spikes", "By layer, and by the product that takes the spikes.")
+    if material.run.result.raster is not None:
+        place = material.run.result.raster
+        caption = f"One sentence: the spikes in front of the {_words(place.site)} product of layer {place.layer}."
+        lines += _figure(material, "raster", caption)
+    return lines
+
+
+def energy(material: Material) -> list[str]:
+    """Operations by kind, joules by assumption, memory traffic, and what is analog."""
+    measured = material.run.result.energy
+    if measured is None:
+        return []
+    student, teacher = measured.student_joules_per_token, measured.teacher_joules_per_token
+    rows = [
+        [
+            _words(kind),
+            quantity(part.macs, "", 3).strip(),
+            percent(part.spike_macs / part.macs) if part.macs else "",
+            quantity(part.operations, "", 3).strip(),
+            quantity(part.joules_per_token, "J"),
+        ]
+        for kind, part in measured.by_kind.items()
+    ]
+    kinds = measured.by_kind.values()
+    macs = sum(part.macs for part in kinds)
+    rows.append(
+        [
+            "**all**",
+            quantity(macs, "").strip(),
+            percent(sum(part.spike_macs for part in kinds) / macs) if macs else "",
+            quantity(sum(part.operations for part in kinds), "").strip(),
+            quantity(student, "J"),
+        ]
+    )
+    header = ["kind, per token", "multiply-accumulates", "with a spike operand", "operations done", "energy"]
+    assumed = ", ".join(f"{value:g} pJ per {_words(name)}" for name, value in measured.picojoules.items())
+    lines = [
+        "## Energy",
+        "",
+        f"Arithmetic takes an estimated {quantity(student, 'J')} per token, the teacher's {quantity(teacher, 'J')}: "
+        f"{number(student / teacher, 3)} times as much, embedding and head included. This is an estimate from "
+        f"operation counts at {assumed}; no hardware was measured.",
+        "",
+        *table(header, rows),
+        "",
+    ]
+    if measured.student_bytes_per_token is not None:
+        traffic = f"Memory traffic, not part of these joules: {quantity(measured.student_bytes_per_token, 'B')} a token"
+        if measured.teacher_bytes_per_token is not None:
+            traffic += f", the teacher {quantity(measured.teacher_bytes_per_token, 'B')}"
+        lines += [f"{traffic}.", ""]
+    return [*lines, _analog_sentence(material.run)]
+
+
+def cost(material: Material) -> list[str]:
+    """Throughput, memory and time."""
+    result = material.run.result
+    rows = [
+        ["training throughput", f"{number(result.tokens_per_second, 3)} tokens/s"],
+        ["peak memory", mebibytes(result.peak_memory_bytes)],
+        ["optimiser steps", integer(result.steps)],
+        ["wall time", duration(result.wall_seconds)],
+    ]
+    rows += [[f"of which {_words(phase)}", duration(time)] for phase, time in result.seconds_by_phase.items()]
+    return ["## Cost", "", *table(["", "this run"], rows)]
+
+
+def sample(material: Material) -> list[str]:
+    """A prompt and both continuations."""
+    text = material.run.result.sample
+    if text is None:
+        return []
+    lines = ["## A sample", ""]
+    for title, part in (("Prompt", text.prompt), ("Student", text.student), ("Teacher", text.teacher)):
+        lines += [f"{title}:", "", *fenced(part, "text"), ""]
+    return lines
+
+
+def alarms(material: Material) -> list[str]:
+    """What looks wrong."""
+    return ["## Alarms", "", *(f"- {alarm}" for alarm in material.alarms)] if material.alarms else []
+
+
+def configuration(material: Material) -> list[str]:
+    """The version's change, every setting that differs from the parent's run, and the overrides."""
+    lines = ["## Configuration", "", f"{material.run.experiment.change} All settings: [config.yaml](config.yaml).", ""]
+    if material.parent is not None:
+        differing = changed_settings(material.parent, material.run)
+        rows = [[f"`{key}`", _setting(old), _setting(new)] for key, (old, new) in differing.items()]
+        name = material.parent.result.version
+        if rows:
+            lines += [*table(["setting", name, material.run.result.version], rows, align="---"), ""]
+        else:
+            lines += [f"No setting differs from the run of {name}.", ""]
+    if material.provenance.overrides:
+        rows = [[f"`{key}`", _setting(value)] for key, value in material.provenance.overrides.items()]
+        lines += ["Overrides on the command line:", "", *table(["setting", "value"], rows, align="---")]
+    return lines
+
+
+def provenance(material: Material) -> list[str]:
+    """Code, libraries, machine, fingerprint and the command."""
+    origin, machine = material.provenance, material.provenance.hardware
+    rows = [["run", f"`{origin.run_id}`"], ["started", f"{origin.started:%Y-%m-%d %H:%M:%S} UTC"]]
+    if origin.commit is not None:
+        rows.append(["commit", f"`{origin.commit}`{' with uncommitted changes' if origin.dirty else ''}"])
+    rows += [
+        ["fingerprint", f"`{origin.fingerprint}`"],
+        ["processor", f"{machine.cpu}, {machine.cores} core{'s' if machine.cores > 1 else ''}"],
+        ["memory", mebibytes(machine.memory_bytes)],
+    ]
+    if machine.gpu is not None:
+        rows.append(["accelerator", machine.gpu])
+    rows.append(["software", ", ".join([f"python {origin.python}", *map(" ".join, origin.libraries.items())])])
+    for session in origin.resumed:
+        code = "" if session.commit == origin.commit and session.dirty == origin.dirty else ", with other code"
+        rows.append(["resumed", f"after step {session.step}, {session.time:%Y-%m-%d %H:%M:%S} UTC{code}"])
+    command = [origin.command]
+    if origin.commit is not None and not origin.dirty:
+        command.insert(0, f"git checkout {origin.commit[:12]}")
+    lines = [
+        "## Provenance",
+        "",
+        *table(["", ""], rows, align="---"),
+        "",
+        "To reproduce:",
+        "",
+        *fenced("\n".join(command), "sh"),
+    ]
+    return lines
+
+
+def _analog_sentence(run: FinishedRun) -> str:
+    if run.neuron_kind not in SPIKING:
+        return f"The {run.neuron_kind} neuron does not spike: every product is an ordinary one."
+    return (
+        "Spikes are the operands of the receptance, key, value, output and channel-mix products. Decay, in-context "
+        "rate, kappa, the recurrent state and the norms are analog and counted as ordinary arithmetic."
+    )
+
+
+def _figure(material: Material, name: str, caption: str) -> list[str]:
+    return [f"![{name}]({material.figures[name]})", "", caption, ""] if name in material.figures else []
+
+
+def _setting(value: Any) -> str:
+    """A value as config.yaml would have it, on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    return f"`{text}`"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

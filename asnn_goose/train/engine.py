@@ -1,0 +1,80 @@
+"""The distributed engine: the only file that knows Lightning Fabric."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from asnn_goose.config.hardware import native_bfloat16
+from asnn_goose.config.schema import TrainConfig
+from asnn_goose.errors import UserError
+
+
+def resolve_device(device: str) -> str:
+    """cpu or cuda; auto takes cuda where there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device is cuda, but torch sees no CUDA device: set train.device to cpu")
+    return device
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """bfloat16 or float32; auto takes bfloat16 where the device multiplies it natively."""
+    if precision == "auto":
+        return "bfloat16" if native_bfloat16(device) else "float32"
+    return precision
+
+
+class Engine:
+    """Processes, devices and the dtype of the student's products."""
+
+    def __init__(self, config: TrainConfig):
+        self.device_type = resolve_device(config.device)
+        self.precision = resolve_precision(config.precision, self.device_type)
+        self._fabric = Fabric(
+            accelerator=self.device_type,
+            devices=config.devices,
+            strategy="ddp" if config.devices > 1 else "auto",
+            precision="bf16-mixed" if self.precision == "bfloat16" else "32-true",
+        )
+
+    def launch(self) -> None:
+        """Start the other processes, if any; each runs the script again from its beginning."""
+        self._fabric.launch()
+
+    @property
+    def device(self) -> torch.device:
+        return self._fabric.device
+
+    @property
+    def rank(self) -> int:
+        return self._fabric.global_rank
+
+    @property
+    def world_size(self) -> int:
+        return self._fabric.world_size
+
+    def setup(self, module: nn.Module, *optimizers: torch.optim.Optimizer) -> tuple[Any, list[Any]]:
+        """The module and its optimisers as the engine runs them: on the device, under autocast, in step."""
+        wrapped, *rest = self._fabric.setup(module, *optimizers)
+        return wrapped, rest
+
+    def backward(self, loss: Tensor) -> None:
+        self._fabric.backward(loss)
+
+    def no_sync(self, module: Any, enabled: bool) -> AbstractContextManager:
+        """Within it, gradients stay local: for all but the last micro-batch of a step."""
+        return self._fabric.no_backward_sync(module, enabled=enabled)
+
+    def sum(self, value: float) -> float:
+        """Sum of a number over all processes."""
+        if self.world_size == 1:
+            return value
+        total = self._fabric.all_reduce(torch.tensor(value, dtype=torch.float64), reduce_op="sum")
+        return float(total)  # pyright: ignore[reportArgumentType]
+
+    def barrier(self) -> None:
+        self._fabric.barrier()

@@ -1,0 +1,237 @@
+"""The end of a run: everything that is measured once, as a Result."""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from asnn_goose.evaluation import energy
+from asnn_goose.evaluation.firing import SiteFiring, measure_firing, pooled, spike_raster
+from asnn_goose.evaluation.ngram import fit_bigram, fit_unigram, perplexity
+from asnn_goose.evaluation.perplexity import Comparison, arrays, bits_per_byte
+from asnn_goose.models import GooseForCausalLM
+from asnn_goose.reporting import Result, RunFolder
+from asnn_goose.reporting.record import (
+    Baselines,
+    EnergyKind,
+    EnergyResult,
+    Evaluation,
+    Raster,
+    Sample,
+    SiteSpikes,
+    SpikeResult,
+    StudentResult,
+    TeacherResult,
+)
+from asnn_goose.train.checkpoint import Progress
+from asnn_goose.train.loop import autocast, evaluate, watch
+from asnn_goose.train.setting import Setting, seen_tokens
+
+FIRING_BATCHES = 4
+"""Evaluation batches on which the neurons are watched."""
+PROMPT_TOKENS, NEW_TOKENS = 16, 40
+RASTER_SITE = "channel_key"
+
+
+@dataclass
+class Clock:
+    """Seconds by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def time(self, phase: str, work: Callable):
+        """Run ``work`` and add its duration to ``phase``."""
+        begun = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - begun
+
+
+def measure(setting: Setting, folder: RunFolder, progress: Progress, clock: Clock, wall: Callable[[], float]) -> Result:
+    """Evaluate on validation and, once, on test text; save the student; return the run's record."""
+    experiment, text, teacher = setting.experiment, setting.text, setting.teacher
+    module = setting.module
+    student: GooseForCausalLM = module.student
+
+    def compared(split, name):
+        states = setting.teacher_states(split, lambda items: watch(items, f"teacher, {name}"))
+        return evaluate(setting, split, states, name)
+
+    validation: Comparison = clock.time("evaluation", lambda: compared(text.validation, "validation"))
+    test: Comparison = clock.time("evaluation", lambda: compared(text.test, "test"))
+    baselines = clock.time("baselines", lambda: count_baselines(setting, progress.tokens))
+
+    def look_at_neurons():
+        module.eval()
+        with torch.no_grad(), autocast(setting):
+            sites = measure_firing(student, module.states, text.test.batches[:FIRING_BATCHES])
+        return sites
+
+    sites: list[SiteFiring] = clock.time("evaluation", look_at_neurons)
+    sample = clock.time("sample", lambda: continue_prompt(setting))
+    raster = clock.time("sample", lambda: draw_raster(setting, folder))
+    save_student(setting, folder)
+    student_nll, teacher_nll = float(test.student_nll_W.sum()), float(test.teacher_nll_W.sum())
+    low, high = test.interval()
+    spiking = experiment.student.neuron.kind != "dense"
+    return Result(
+        run_id=folder.run_id,
+        version=experiment.version,
+        parent=experiment.parent,
+        seed=experiment.seed,
+        fingerprint=setting.fingerprint,
+        scale=experiment.train.scale,
+        started=folder.provenance.started,
+        steps=progress.step,
+        tokens_seen=progress.tokens,
+        wall_seconds=wall(),
+        seconds_by_phase={name: round(seconds, 2) for name, seconds in clock.seconds.items()},
+        tokens_per_second=progress.tokens / progress.train_seconds,
+        peak_memory_bytes=peak_memory(setting),
+        teacher=TeacherResult(
+            name=teacher.name,
+            test_ppl=test.teacher_ppl,
+            val_ppl=validation.teacher_ppl,
+            bits_per_byte=bits_per_byte(teacher_nll, text.test.predicted_bytes),
+            parameters=sum(p.numel() for p in teacher.model.parameters()),
+        ),
+        student=StudentResult(
+            test_ppl=test.student_ppl,
+            val_ppl=validation.student_ppl,
+            bits_per_byte=bits_per_byte(student_nll, text.test.predicted_bytes),
+            parameters=sum(p.numel() for p in student.parameters()),
+            trained_parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
+            test_ppl_low=low,
+            test_ppl_high=high,
+        ),
+        ratio_to_teacher=test.student_ppl / test.teacher_ppl,
+        kl_to_teacher=test.kl_to_teacher,
+        top1_agreement=test.top1_agreement,
+        knowledge_retention=test.knowledge_retention,
+        evaluation=Evaluation(
+            validation_tokens=validation.tokens, test_tokens=test.tokens, test_windows=len(test.tokens_W)
+        ),
+        baselines=baselines,
+        spikes=spike_result(sites) if spiking else None,
+        energy=energy_result(setting, sites),
+        temperature_final=final_temperature(module),
+        sample=sample,
+        raster=raster,
+    )
+
+
+def final_temperature(module) -> float:
+    """T of the distillation terms after the last step."""
+    return module.fixed_temperature if module.temperature is None else float(module.temperature()[1].detach())
+
+
+def count_baselines(setting: Setting, tokens_seen: int) -> Baselines:
+    """Unigram and bigram perplexities on the test windows."""
+    experiment, shard = setting.experiment, setting.text.shards["train"]
+    vocabulary = setting.teacher.vocab_size
+    everything = np.asarray(shard.tokens)
+    seen, starts = seen_tokens(shard, experiment.data.window, experiment.seed, tokens_seen)
+    test = list(arrays(setting.text.test.batches))
+    return Baselines(
+        unigram_ppl=perplexity(fit_unigram(everything, vocabulary), test),
+        bigram_ppl=perplexity(fit_bigram(seen, vocabulary, starts), test),
+        bigram_full_ppl=perplexity(fit_bigram(everything, vocabulary, shard.starts[:-1]), test),
+    )
+
+
+def spike_result(sites: list[SiteFiring]) -> SpikeResult:
+    """Totals over all populations, weighted by their channels; operands by their multiply-accumulates."""
+    return SpikeResult(
+        rate=pooled(sites, "rate", lambda s: s.channels * s.steps),
+        zero_fraction=pooled(sites, "zero_fraction", lambda s: s.channels),
+        operand_fraction=pooled(sites, "operand_fraction", lambda s: s.channels * s.outputs),
+        dead_fraction=pooled(sites, "dead_fraction", lambda s: s.channels),
+        saturated_fraction=pooled(sites, "saturated_fraction", lambda s: s.channels),
+        per_layer=tuple(
+            SiteSpikes(
+                layer=s.layer,
+                site=s.site,
+                rate=s.rate,
+                zero_fraction=s.zero_fraction,
+                dead_fraction=s.dead_fraction,
+                saturated_fraction=s.saturated_fraction,
+                threshold=s.threshold,
+                decay=s.decay,
+            )
+            for s in sites
+        ),
+    )
+
+
+def energy_result(setting: Setting, sites: list[SiteFiring]) -> EnergyResult:
+    """Operations and joules per token; the teacher attends over half a window on average."""
+    student, teacher = setting.module.student, setting.teacher
+    context = setting.experiment.data.window // 2
+    operations = energy.student_operations(student, sites)
+    return EnergyResult(
+        student_joules_per_token=energy.joules_per_token(operations),
+        teacher_joules_per_token=energy.joules_per_token(energy.teacher_operations(teacher, context)),
+        by_kind={
+            name: EnergyKind(
+                macs=kind.macs,
+                spike_macs=kind.spike_macs,
+                operations=kind.operations,
+                joules_per_token=kind.joules(energy.PICOJOULES),
+            )
+            for name, kind in operations.items()
+        },
+        picojoules=energy.PICOJOULES,
+        student_bytes_per_token=energy.student_bytes_per_token(student),
+        teacher_bytes_per_token=energy.teacher_bytes_per_token(teacher, context),
+    )
+
+
+def _prompt(setting: Setting) -> torch.Tensor:
+    return setting.text.validation.batches[0].input_ids[:1, :PROMPT_TOKENS].to(setting.engine.device)
+
+
+def _decode(setting: Setting, ids_L: torch.Tensor) -> str:
+    return str(setting.teacher.tokenizer.decode(ids_L.tolist(), skip_special_tokens=True))
+
+
+def continue_prompt(setting: Setting) -> Sample:
+    """The first validation document's opening words, and what both models make of them, greedily."""
+    prompt = _prompt(setting)
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    texts = []
+    models: tuple[Any, ...] = (setting.module.student, setting.teacher.model)
+    for model in models:
+        with torch.no_grad():
+            ids = model.generate(prompt, pad_token_id=setting.teacher.tokenizer.eos_token_id, **options)
+        texts.append(_decode(setting, ids[0, prompt.shape[1] :]))
+    return Sample(prompt=_decode(setting, prompt[0]), student=texts[0], teacher=texts[1])
+
+
+def draw_raster(setting: Setting, folder: RunFolder) -> Raster | None:
+    """One layer's spikes on the same opening words; none for a student without micro-steps."""
+    if setting.experiment.student.neuron.kind not in ("ternary", "binary"):
+        return None
+    prompt = _prompt(setting)
+    layer = (setting.experiment.student.layers + 1) // 2
+    with autocast(setting):
+        spikes = spike_raster(setting.module.student, prompt, layer, RASTER_SITE)
+    tokens = [_decode(setting, token) for token in prompt[0].split(1)]
+    return folder.write_raster(layer, RASTER_SITE, tokens, spikes)
+
+
+def save_student(setting: Setting, folder: RunFolder) -> None:
+    """The student as a transformers folder, with its tokenizer."""
+    setting.module.student.save_pretrained(folder.student)
+    setting.teacher.tokenizer.save_pretrained(folder.student)
+
+
+def peak_memory(setting: Setting) -> int:
+    """Bytes: the largest allocation on a GPU, else the largest resident set of this process."""
+    if setting.engine.device_type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,84 @@
+"""One session of a run: start it or take it up again, train, measure, report."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asnn_goose.config import Experiment, dump
+from asnn_goose.errors import UserError
+from asnn_goose.reporting import RunFolder, collect_provenance, write_report
+from asnn_goose.train import checkpoint
+from asnn_goose.train.checkpoint import Progress
+from asnn_goose.train.loop import Interrupted, Recorder, train
+from asnn_goose.train.measure import Clock, measure
+from asnn_goose.train.setting import Setting, prepare
+from asnn_goose.train.tracking import Tracker
+
+_log = logging.getLogger(__name__)
+
+
+def run_session(
+    experiment: Experiment,
+    *,
+    argv: Sequence[str],
+    overrides: Mapping[str, Any],
+    runs_root: Path,
+    reports_root: Path,
+    run_dir: Path | None,
+    resume: Path | None,
+    started: datetime,
+) -> Path | None:
+    """Train and measure; returns the report's path on the main process, None on the others.
+
+    Raises:
+        Interrupted: Ctrl-C during training, with the run's folder; everything is saved.
+        UserError: a mistake in configuration, data or surroundings.
+    """
+    begun = time.monotonic()
+    clock = Clock()
+    setting: Setting = clock.time("preparation", lambda: prepare(experiment))
+    folder: RunFolder | None = None
+    progress = Progress()
+    if setting.engine.rank == 0:
+        if resume is not None:
+            folder = RunFolder.open(resume)
+            if folder.result.exists():
+                raise UserError(f"{resume} is finished: its report stands; start a new run without --resume")
+        else:
+            gpu = torch.cuda.get_device_name() if setting.engine.device_type == "cuda" else None
+            provenance = collect_provenance(
+                experiment, setting.fingerprint, argv=argv, overrides=overrides, gpu=gpu, started=started
+            )
+            folder = RunFolder.create(runs_root, experiment, dump(experiment), provenance, run_dir)
+        _log.info("run folder %s", folder.path)
+    if resume is not None:
+        progress = checkpoint.load(
+            resume / "checkpoints", setting.module, setting.optimisers.present(), setting.windows, setting.fingerprint
+        )
+        if folder is not None:
+            folder.resume(progress.step)
+    before = progress.wall_seconds
+    mode = experiment.train.wandb if folder is not None else "off"
+    tracker = Tracker(
+        mode, folder.path if folder else Path(), experiment.version, folder.run_id if folder else "",
+        experiment.model_dump(mode="json"),
+    )  # fmt: skip
+    try:
+        try:
+            clock.time("training", lambda: train(setting, Recorder(folder, tracker), progress))
+        except Interrupted:
+            raise Interrupted(folder.path if folder else "") from None
+        setting.engine.barrier()
+        if folder is None:
+            return None
+        _log.info("measuring on test text")
+        result = measure(setting, folder, progress, clock, lambda: before + time.monotonic() - begun)
+        folder.write_result(result)
+        return write_report(folder.path, reports_root, runs_root)
+    finally:
+        tracker.finish()

@@ -1,0 +1,144 @@
+"""From a configuration to the parts of a run: text, teacher, student, optimisers, and the run's fingerprint."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asnn_goose.cache import cache_root
+from asnn_goose.config import Experiment, fingerprint
+from asnn_goose.data.corpora import load_corpus, split_documents
+from asnn_goose.data.loader import EvaluationSet, TrainingWindows, evaluation_windows
+from asnn_goose.data.targets import states_key, stored_states
+from asnn_goose.data.tokenize import TokenShard, tokenise
+from asnn_goose.errors import UserError
+from asnn_goose.kernels.lif import rate_backend
+from asnn_goose.models import Teacher, build_student, load_teacher, require_same_vocabulary
+from asnn_goose.models.teacher import load_tokenizer
+from asnn_goose.train.engine import Engine
+from asnn_goose.train.optimisers import Optimisers, build_optimisers, freeze
+from asnn_goose.train.step import Distillation, StepContext
+
+EVALUATION_BATCH = 8
+"""Windows per forward pass of an evaluation."""
+
+
+@dataclass
+class Text:
+    """The tokenised corpus and the fixed sets that are evaluated."""
+
+    shards: dict[str, TokenShard]
+    corpus_key: str
+    validation: EvaluationSet
+    test: EvaluationSet
+
+
+@dataclass
+class Setting:
+    """Everything a run works with."""
+
+    experiment: Experiment
+    engine: Engine
+    teacher: Teacher
+    text: Text
+    windows: TrainingWindows
+    module: Any
+    """:class:`Distillation`, as the engine wraps it."""
+    optimisers: Optimisers
+    context: StepContext
+    fingerprint: str
+
+    def teacher_states(self, split: EvaluationSet, watch: Callable[[Iterable], Iterable]) -> list[Tensor]:
+        """The teacher's states on an evaluation set, from the store."""
+        key = states_key(self.teacher.fingerprint, str(self.teacher.dtype), split.batches)
+        states = stored_states(
+            key, split.batches, lambda ids: self.teacher.states(ids.to(self.engine.device)).cpu(), watch
+        )
+        return states
+
+
+def read_text(experiment: Experiment, tokenizer: Any) -> Text:
+    """Load, split and tokenise the corpus, and cut the evaluation sets."""
+    corpus = load_corpus(experiment.data)
+    splits = split_documents(corpus, experiment.data.validation_fraction, experiment.data.test_fraction)
+    shards = tokenise(corpus, splits, tokenizer, cache_root() / "tokens")
+    window, train = experiment.data.window, experiment.train
+    return Text(
+        shards,
+        corpus.key,
+        evaluation_windows(shards["validation"], window, train.validation_tokens, EVALUATION_BATCH),
+        evaluation_windows(shards["test"], window, train.test_tokens, EVALUATION_BATCH),
+    )
+
+
+def prepare(experiment: Experiment) -> Setting:
+    """Build every part of the run; deterministic in the configuration, whose seed it sets.
+
+    Raises:
+        UserError: whatever is wrong with teacher, text or configuration.
+    """
+    engine = Engine(experiment.train)
+    engine.launch()
+    teacher = load_teacher(experiment.teacher.name, experiment.teacher.dtype, str(engine.device))
+    tokenizer = teacher.tokenizer
+    if experiment.student.tokenizer is not None:
+        tokenizer = load_tokenizer(experiment.student.tokenizer)
+        require_same_vocabulary(teacher.tokenizer, tokenizer)
+    text = read_text(experiment, tokenizer)
+    data, train = experiment.data, experiment.train
+    windows = TrainingWindows(
+        text.shards["train"], data.window, train.batch_size, experiment.seed, engine.rank, engine.world_size
+    )
+    torch.manual_seed(experiment.seed)
+    fit_BL = first_windows(text.shards["train"], data.window, experiment.seed, experiment.student.fit_tokens)
+    student = build_student(experiment.student, teacher, fit_BL)
+    module = Distillation(student, experiment.distillation)
+    freeze(module, train)
+    optimisers = build_optimisers(module, train, experiment.distillation.temperature)
+    wrapped, present = engine.setup(module, *optimisers.present())
+    optimisers = Optimisers(present[0], present[1] if len(present) > 1 else None)
+    total = train.total_steps(data.window)
+    return Setting(
+        experiment=experiment,
+        engine=engine,
+        teacher=teacher,
+        text=text,
+        windows=windows,
+        module=wrapped,
+        optimisers=optimisers,
+        context=StepContext(engine, wrapped, teacher, experiment.distillation, total),
+        fingerprint=fingerprint(experiment, resolved(experiment, engine, teacher, text)),
+    )
+
+
+def resolved(experiment: Experiment, engine: Engine, teacher: Teacher, text: Text) -> dict[str, str]:
+    """What the automatic choices came to, for the fingerprint."""
+    wkv = experiment.student.wkv_backend
+    return {
+        "teacher": teacher.fingerprint,
+        "teacher_dtype": str(teacher.dtype).removeprefix("torch."),
+        "corpus": text.corpus_key,
+        "precision": engine.precision,
+        "wkv": "torch_chunk" if wkv == "auto" else wkv,
+        "lif": rate_backend(experiment.student.lif_backend, engine.device, torch.float32),
+    }
+
+
+def first_windows(shard: TokenShard, window: int, seed: int, tokens: int) -> Tensor:
+    """The first windows [B, L] that training will read, at least one, for what is fitted before the first step."""
+    windows = TrainingWindows(shard, window, 1, seed)
+    count = min(max(1, tokens // window), windows.windows)
+    return torch.cat([next(windows).input_ids for _ in range(count)])
+
+
+def seen_tokens(shard: TokenShard, window: int, seed: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, window starts) of what training has read, each window once: what the bigram may be fitted on."""
+    windows = TrainingWindows(shard, window, 1, seed)
+    count = min(tokens // window, windows.windows)
+    if count == 0:
+        raise UserError(f"{tokens} training tokens are less than one window of {window}: raise train.tokens")
+    ids = np.concatenate([next(windows).input_ids.numpy() for _ in range(count)])
+    return ids.reshape(-1), np.arange(0, ids.size, window)

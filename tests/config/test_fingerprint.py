@@ -1,0 +1,83 @@
+"""The fingerprint holds what can change a number, and nothing else."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from asnn_goose.config import Experiment, dump, fingerprint, load_dump, load_experiment
+from asnn_goose.config.keys import keys
+from asnn_goose.config.load import NOT_NUMBERS, RESOLVED
+
+RESOLUTION = dict.fromkeys(RESOLVED.values(), "x")
+
+
+def load(*argv: str) -> Experiment:
+    return load_experiment("v10", ["--scale", "smoke", *argv]).experiment
+
+
+def other_value(value: Any, key: str) -> Any:
+    """A valid value that differs, for any leaf."""
+    choices = [choice for choice in keys()[key].choices if choice != value]
+    if choices:
+        return choices[0]
+    match value:
+        case bool():
+            return not value
+        case int():
+            return value + 1
+        case float():
+            return 0.9 * value or 0.05
+        case str():
+            return f"{value}x"
+        case None:
+            return "x" if "text" in keys()[key].allowed else 3
+    raise TypeError(f"{key}: no other value for {value!r}")
+
+
+def changed(experiment: Experiment, key: str) -> Experiment:
+    tree = experiment.model_dump(mode="json")
+    *branch, leaf = key.split(".")
+    inner = tree
+    for part in branch:
+        inner = inner[part]
+    inner[leaf] = other_value(inner[leaf], key)
+    return Experiment.model_validate(tree)
+
+
+@pytest.mark.parametrize("key", keys())
+def test_fingerprint_sees_each_key_or_leaves_it_out_on_purpose(key: str):
+    source = ["--data.source=files", "--data.path=a"] if key == "data.path" else ["--data.source=hub"]
+    experiment = load(*source)
+    altered = load("--data.source=asset") if key == "data.source" else changed(experiment, key)
+    assert altered != experiment
+    same = fingerprint(altered, RESOLUTION) == fingerprint(experiment, RESOLUTION)
+    assert same == (key in NOT_NUMBERS or key in RESOLVED)
+
+
+def test_what_stays_out_is_written_down_twice():
+    words = {"version", "parent", "question", "change", "train.scale"}
+    looks = {"train.log_every", "train.eval_every", "train.checkpoint_every", "train.wandb", "train.device"}
+    names = {"teacher.name", "student.tokenizer", "data.source", "data.name", "data.path", "data.text_field"}
+    automatic = {"teacher.dtype", "train.precision", "student.wkv_backend", "student.lif_backend"}
+    assert words | looks == NOT_NUMBERS
+    assert names | automatic == RESOLVED.keys()
+    assert keys().keys() >= NOT_NUMBERS | RESOLVED.keys()
+
+
+def test_fingerprint_sees_what_was_resolved():
+    experiment = load()
+    base = fingerprint(experiment, RESOLUTION)
+    assert len(base) == 64 and int(base, 16) >= 0
+    for name in RESOLUTION:
+        assert fingerprint(experiment, RESOLUTION | {name: "y"}) != base
+        with pytest.raises(ValueError, match=name):
+            fingerprint(experiment, {key: value for key, value in RESOLUTION.items() if key != name})
+
+
+def test_fingerprint_does_not_depend_on_spelling():
+    one = load()
+    backwards = {key: value for key, value in reversed(yaml.safe_load(dump(one)).items())}
+    text = yaml.safe_dump(backwards, sort_keys=False).replace("init: 2.0", "init: 2").replace("0.7", "7.0e-1")
+    assert text != dump(one)
+    assert fingerprint(load_dump(text), dict(reversed(RESOLUTION.items()))) == fingerprint(one, RESOLUTION)

@@ -1,0 +1,39 @@
+"""What the layout promises: the direction of imports, the length of files, and a silent library."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = sorted((ROOT / "asnn_goose").rglob("*.py"))
+
+
+def lengths(paths: list[Path]) -> dict[str, int]:
+    return {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+
+
+def test_imports_go_the_allowed_way(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(no_cache=True, no_logo=True) == 0
+
+
+def test_files_of_the_library_have_one_job():
+    assert {path: lines for path, lines in lengths(PACKAGE).items() if lines > 350} == {}
+
+
+def test_experiments_are_thin():
+    experiments = lengths(sorted((ROOT / "experiments").glob("*.py")))
+    assert {path: lines for path, lines in experiments.items() if lines > 60} == {}
+
+
+def test_only_the_command_line_prints():
+    printing = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in PACKAGE
+        if path.name != "cli.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert printing == []
