@@ -1,7 +1,12 @@
-"""The command line: one experiment from flags to report."""
+"""The command line: one experiment from flags to report.
+
+Runs go to ``runs/`` and reports to ``reports/`` of this checkout, or where ``ASNN_GOOSE_RUNS`` and
+``ASNN_GOOSE_REPORTS`` say.
+"""
 
 import logging
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -9,13 +14,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tqdm import tqdm
+
 from asnn_goose.config import Experiment, Invocation, delta, dump, load_dump, load_experiment
 from asnn_goose.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS, REPORTS = ROOT / "runs", ROOT / "reports"
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
+
+_log = logging.getLogger(__name__)
 
 
 def main(experiment_name: str, argv: Sequence[str] | None = None) -> int:
@@ -42,13 +50,23 @@ def main(experiment_name: str, argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; there is no checkpoint yet, so start again without --resume", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _folder(kind: str) -> Path:
+    """Where runs or reports go."""
+    return Path(os.environ.get(f"ASNN_GOOSE_{kind.upper()}") or ROOT / kind).expanduser()
 
 
 def _quiet_libraries() -> None:
-    """Keep libraries from talking over the progress bar; must precede their import."""
+    """Settings that libraries read once, so that this must precede their import: no chatter, no spinning threads."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # torch and numba each bring a pool of threads; waiting threads that spin would take the cores from the other pool.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _keep_freed_memory()
 
 
@@ -65,12 +83,21 @@ def _keep_freed_memory() -> None:
     libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+class _BesideBars(logging.StreamHandler):
+    """Writes a line above whatever progress bars there are, instead of into them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)
+
+
 def _log_to_stderr(debug: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _BesideBars(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("asnn_goose")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    # The other processes of a data-parallel run, which the first one starts with their number, would only repeat it.
+    usual = logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING
+    logger.setLevel(logging.DEBUG if debug else usual)
     logger.propagate = False
 
 
@@ -91,60 +118,79 @@ def _plan(invocation: Invocation) -> str:
 
 
 def _newest(version: str) -> Path:
-    """The unfinished or finished run of a version that was started last."""
-    runs = sorted((RUNS / version).glob("*/provenance.json"), key=lambda path: path.stat().st_mtime)
+    """The run of a version, finished or not, that was started or resumed last."""
+    folder = _folder("runs") / version
+    runs = sorted(folder.glob("*/provenance.json"), key=lambda path: path.stat().st_mtime)
     if not runs:
-        raise UserError(f"there is no run of {version} under {RUNS / version} to resume: start one without --resume")
+        raise UserError(f"there is no run of {version} under {folder} to resume: start one without --resume")
     return runs[-1].parent
 
 
-def _resumed_experiment(invocation: Invocation, path: Path) -> Experiment:
+def _resumed(invocation: Invocation) -> Path | None:
+    """Folder of the run to go on with: the one named, else the one in --run-dir, else the newest."""
+    if invocation.resume is None:
+        return None
+    if invocation.resume == "newest":
+        return invocation.run_dir or _newest(invocation.experiment.version)
+    if invocation.run_dir not in (None, invocation.resume):
+        raise UserError(
+            f"--run-dir {invocation.run_dir} and --resume {invocation.resume} name two folders: a run goes on where it "
+            "is, so drop --run-dir"
+        )
+    return invocation.resume
+
+
+def _resumed_experiment(invocation: Invocation, argv: Sequence[str], path: Path) -> Experiment:
     """The run's own configuration; flags may repeat it but not change it."""
     from asnn_goose.reporting import RunFolder
 
     folder = RunFolder.open(path)
-    own = load_dump(folder.config.read_text(), str(folder.config))
-    changed = {
-        key: value
-        for key, value in delta(invocation.experiment, own).items()
-        if key in invocation.overrides or key == "version"
-    }
-    if changed:
-        key, (old, new) = next(iter(changed.items()))
-        raise UserError(
-            f"{path} was started with {key} = {old} and cannot go on with {new}: drop --{key}, or start a new run"
-        )
+    own = load_dump(folder.config.read_text(encoding="utf-8"), str(folder.config))
+    asked = invocation.experiment
+    if own.version != asked.version:
+        raise UserError(f"{path} is a run of {own.version}, not of {asked.version}: use experiments/{own.version}.py")
+    given = set(invocation.overrides)
+    if any(word.partition("=")[0] == "--scale" for word in argv):
+        given.add("train.scale")
+    for key, (old, new) in delta(asked, own).items():
+        # The flag may have named the key or, to pick a file, the key's group.
+        flag = next((name for name in (key, key.partition(".")[0]) if name in given), None)
+        if flag is not None:
+            flag = "scale" if flag == "train.scale" else flag
+            raise UserError(
+                f"{path} was started with {key} = {old} and cannot go on with {new}: drop --{flag}, or start a new run"
+            )
     return own
 
 
 def _run(invocation: Invocation, argv: Sequence[str]) -> int:
+    experiment, resume = invocation.experiment, _resumed(invocation)
+    if resume is not None:
+        experiment = _resumed_experiment(invocation, argv, resume)
     # Heavy imports wait until the flags are known to be right.
-    print(f"{invocation.experiment.version}: loading libraries", file=sys.stderr, flush=True)
+    _log.info("%s: loading libraries", experiment.version)
     from asnn_goose.reporting import report_head
     from asnn_goose.train.loop import Interrupted
     from asnn_goose.train.session import run_session
 
-    experiment, resume = invocation.experiment, None
-    if invocation.resume is not None:
-        resume = _newest(experiment.version) if invocation.resume == "newest" else invocation.resume
-        experiment = _resumed_experiment(invocation, resume)
     begun, started = time.monotonic(), datetime.now(UTC)
+    script = f"experiments/{experiment.version}.py"
     try:
         report = run_session(
             experiment,
-            argv=["python", f"experiments/{experiment.version}.py", *argv],
+            argv=["python", script, *argv],
             overrides=invocation.overrides,
-            runs_root=RUNS,
-            reports_root=REPORTS,
+            runs_root=_folder("runs"),
+            reports_root=_folder("reports"),
             run_dir=invocation.run_dir,
             resume=resume,
             started=started,
         )
     except Interrupted as stop:
-        print(
-            f"\nstopped; the run is saved. Go on with: python experiments/{experiment.version}.py --resume {stop}",
-            file=sys.stderr,
-        )
+        if not str(stop):  # of several processes, the one without the folder
+            return 0
+        command = shlex.join(["python", script, "--resume", str(stop)])
+        print(f"\nstopped; the run is saved. Go on with: {command}", file=sys.stderr)
         return INTERRUPTED
     if report is not None:
         print(f"\n{report_head(report)}\n\nreport: {report}  ({time.monotonic() - begun:.0f} s)")

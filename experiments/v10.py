@@ -1,6 +1,6 @@
 """v10: how well does a spiking RWKV-7 student imitate its teacher at a fixed temperature?
 
-Parent: none. The base of the ladder: 0.3 CE + 0.7 T^2 KL(teacher || student) at T = 2 (arXiv 1503.02531).
+Parent: none. The base of the ladder: CE + 0.5 T^2 KL(teacher || student) at T = 2 (arXiv 1503.02531).
 """
 
 import sys

@@ -141,6 +141,10 @@ class DistillationConfig(Settings):
     def _something_to_minimise(self):
         if not any(loss.weight > 0 for loss in self.losses.values()):
             raise ValueError("losses must hold at least one term with a weight above 0")
+        if self.temperature.mode == "learned" and not any(
+            loss.weight > 0 for name, loss in self.losses.items() if name != "ce"
+        ):
+            raise ValueError("temperature.mode learned needs a loss with a temperature (not ce) and a weight above 0")
         return self
 
 
@@ -184,7 +188,7 @@ class TrainConfig(Settings):
     """Windows per micro-batch and process."""
     accumulate: PositiveInt = 1
     """Micro-batches per optimiser step."""
-    lr: PositiveFloat = 2e-3
+    lr: PositiveFloat = 5e-4
     """Peak learning rate of the student's matrices."""
     lr_end: float = Field(default=0.1, ge=0.0, le=1.0)
     """Learning rate at the end, as a share of the peak (cosine)."""

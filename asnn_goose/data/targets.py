@@ -6,7 +6,7 @@ Shapes: B windows, L tokens, E teacher channels.
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from asnn_goose.cache import cache_root, is_whole, locked, replacing, seal
@@ -43,7 +43,8 @@ def stored_states(
             states = {f"{i:05d}": compute(batch.input_ids).contiguous() for i, batch in enumerate(watch(batches))}
             with replacing(folder) as part:
                 part.mkdir()
-                save_file(states, part / "states.safetensors")
+                # Not save_file: a full disk is an OSError here, as the cache expects.
+                (part / "states.safetensors").write_bytes(save(states))
                 seal(part)
         stored = load_file(folder / "states.safetensors")
     return [stored[name] for name in sorted(stored)]

@@ -8,6 +8,10 @@ the bytes of weights and state that one token reads when it is generated alone.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
 
 from asnn_goose.evaluation.firing import SiteFiring
 from asnn_goose.models import GooseConfig, GooseForCausalLM, Teacher
@@ -40,8 +44,8 @@ def student_operations(student: GooseForCausalLM, sites: Sequence[SiteFiring]) -
 
     mixer_matrices: receptance, key, value, output and both channel-mix matrices. low_rank_matrices: decay, in-context
     rate, value residual, gate. state_products: five D x D products per head (S a, the outer products with b and k, the
-    decay, S r). norms_and_gates: elementwise products. embedding: the projection behind the table. head: head and the
-    projection in front of it.
+    decay, S r). norms_and_gates: elementwise products (:func:`elementwise_products`). embedding: the projection behind
+    the table. head: head and the projection in front of it.
     """
     config: GooseConfig = student.config  # pyright: ignore[reportAssignmentType]
     C, layers, D = config.hidden_size, config.num_hidden_layers, config.head_size
@@ -49,13 +53,6 @@ def student_operations(student: GooseForCausalLM, sites: Sequence[SiteFiring]) -
     spiking = [size * site.operand_fraction for size, site in zip(sizes, sites, strict=True)]
     additions = [s * site.rate * site.steps for s, site in zip(spiking, sites, strict=True)]
     low_rank = sum(p.numel() for name, p in student.named_parameters() if name.endswith((".down", ".up")))
-    elementwise = layers * (
-        2 * 2 * C  # two norms: square and gain
-        + 6 * C + C  # token shift of time mix and channel mix
-        + 2 * (4 * C) + 2 * config.channel_mix_size  # scale of the six neurons' inputs, in and out; relu^2
-        + 3 * C + 3 * C  # kappa and its norm, key rate; value residual, bonus
-        + 2 * C + C  # group norm, gate
-    )  # fmt: skip
     widen = 0 if student.model.widen is None else student.model.widen.weight.numel()
     narrow = 0 if student.narrow is None else student.narrow.weight.numel()
 
@@ -66,18 +63,49 @@ def student_operations(student: GooseForCausalLM, sites: Sequence[SiteFiring]) -
         "mixer_matrices": Operations(float(sum(sizes)), sum(spiking), sum(additions)),
         "low_rank_matrices": analog(low_rank),
         "state_products": analog(layers * 5 * C * D),
-        "norms_and_gates": analog(elementwise),
+        "norms_and_gates": analog(elementwise_products(config)),
         "embedding": analog(widen),
         "head": analog(narrow + student.lm_head.weight.numel()),
     }
 
 
+def elementwise_products(config: GooseConfig) -> int:
+    """Products of one number with another per token, divisions and squares too; additions, exponentials not counted."""
+    C, F, layers = config.hidden_size, config.channel_mix_size, config.num_hidden_layers
+    norm = 3  # square, division by the root, gain
+    block = (
+        2 * norm * C
+        + 6 * C + C  # token shift of time mix and channel mix
+        + _gains(config.neuron, 5 * C, 4 * C + F) + _gains(config.hidden_neuron, F, C)
+        + C  # bound of log w
+        + 4 * C  # kappa: xi, square, division by the length, in-context rate
+        + 2 * C  # key rate
+        + 3 * C  # bonus: r k rho, times v
+        + norm * C + C  # group norm, gate
+        + F  # relu^2
+    )  # fmt: skip
+    value_residuals = (layers - 1) * C
+    return layers * block + value_residuals + norm * (config.embedding_size + C)
+
+
+def _gains(neuron: Mapping[str, Any], inputs: int, outputs: int) -> int:
+    """The current over its gain, the product times it, and a membrane that decays."""
+    if neuron["kind"] == "dense":
+        return 0
+    leaks = neuron["kind"] != "quantised" and (neuron["decay"] < 1.0 or neuron["learn_decay"] != "fixed")
+    return inputs + outputs + leaks * neuron["steps"] * inputs
+
+
 def teacher_operations(teacher: Teacher, context: int) -> dict[str, Operations]:
-    """The same for the teacher: every matrix once, and attention over ``context`` earlier tokens on average."""
-    tables = {id(m.weight) for m in (teacher.model.get_input_embeddings(), teacher.model.get_output_embeddings()) if m}
-    matrices = sum(p.numel() for p in teacher.model.parameters() if p.ndim == 2 and id(p) not in tables)
+    """Kind -> operations per token of the teacher; its norms and gates are left out.
+
+    mixer_matrices: every matrix between embedding and head. attention: scores and sums over ``context`` tokens.
+    """
     head = teacher.head_VE.numel()
-    attention = teacher.num_layers * 2 * context * teacher.hidden_size
+    apart = _tables(teacher.model) | _head(teacher.model)
+    matrices = sum(p.numel() for p in teacher.model.parameters() if p.ndim == 2 and id(p) not in apart)
+    query_width, _ = _attention_widths(teacher)
+    attention = teacher.num_layers * 2 * context * query_width
     return {
         "mixer_matrices": Operations(float(matrices), 0.0, 0.0),
         "attention": Operations(float(attention), 0.0, 0.0),
@@ -91,17 +119,40 @@ def joules_per_token(operations: Mapping[str, Operations]) -> float:
 
 
 def student_bytes_per_token(student: GooseForCausalLM, bytes_per_weight: int = 2) -> float:
-    """Weights read once (the tied embedding once, as head) plus the recurrent state read and written, float32."""
+    """Weights read once (a tied embedding as head, another not) plus the recurrent state read and written, float32."""
     config: GooseConfig = student.config  # pyright: ignore[reportAssignmentType]
-    weights = sum(p.numel() for p in student.parameters())
+    weights = _weights_read(student)
     state = config.num_hidden_layers * (config.hidden_size * config.head_size + 2 * config.hidden_size)
     return float(weights * bytes_per_weight + 2 * state * 4)
 
 
 def teacher_bytes_per_token(teacher: Teacher, context: int, bytes_per_weight: int = 2) -> float:
-    """Weights read once plus the keys and values of ``context`` tokens; grouped heads store fewer."""
-    config = teacher.model.config
-    heads = config.num_attention_heads
-    kv_heads = vars(config).get("num_key_value_heads") or heads
-    cache = 2 * teacher.num_layers * context * teacher.hidden_size * kv_heads / heads
-    return float(sum(p.numel() for p in teacher.model.parameters()) * bytes_per_weight + cache * bytes_per_weight)
+    """The same for the teacher, with the keys and values of ``context`` tokens as its state, read once."""
+    _, key_width = _attention_widths(teacher)
+    cache = 2 * teacher.num_layers * context * key_width
+    return float((_weights_read(teacher.model) + cache) * bytes_per_weight)
+
+
+def _tables(model: nn.Module) -> set[int]:
+    """Identities of the weights of which a token reads one row."""
+    return {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+
+
+def _head(model: PreTrainedModel) -> set[int]:
+    head = model.get_output_embeddings()
+    assert head is not None, "a causal language model has a head"
+    return {id(p) for p in head.parameters()}
+
+
+def _weights_read(model: PreTrainedModel) -> int:
+    """Weights that one token needs: all but the tables, of which only one tied to the head is read whole."""
+    rows = _tables(model) - _head(model)
+    return sum(p.numel() for p in model.parameters() if id(p) not in rows)
+
+
+def _attention_widths(teacher: Teacher) -> tuple[int, int]:
+    """Channels of all query heads, and of all key heads, of which grouped attention has fewer."""
+    facts = vars(teacher.model.config)
+    heads = teacher.model.config.num_attention_heads
+    head_size = facts.get("head_dim") or teacher.hidden_size // heads
+    return heads * head_size, (facts.get("num_key_value_heads") or heads) * head_size

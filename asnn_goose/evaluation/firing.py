@@ -26,7 +26,7 @@ SITES = {
 
 @dataclass(frozen=True)
 class SiteFiring:
-    """One population on the evaluated text."""
+    """One population on the evaluated text; a dense neuron's has no spikes at all."""
 
     layer: int
     """Block, counted from 1."""
@@ -43,7 +43,8 @@ class SiteFiring:
     saturated_fraction: float
     """Share of channels that spiked at every micro-step of every token."""
     operand_fraction: float
-    """Share of operands that lie on the neuron's levels k / T, |k| <= T; 1 for spikes, about 0 for analog values."""
+    """Share of the operands other than 0 that lie on the neuron's levels k / T, |k| <= T; 1 for spikes (also where
+    none came), about 0 for analog values."""
     steps: int
     """Micro-steps per token; 1 for a dense neuron."""
     threshold: float
@@ -60,15 +61,17 @@ def projections(student: GooseForCausalLM) -> Iterator[tuple[int, str, SpikingLi
 
 
 class _Operands:
-    """Counts, for one projection, how many operands are multiples of 1/T."""
+    """Counts, for one projection, how many operands are levels k / T; a 0, which relu^2 gives too, tells nothing."""
 
     def __init__(self, steps: int):
         self.steps, self.on_level, self.values = steps, 0, 0
 
     def __call__(self, _module, _inputs, output) -> None:
-        scaled = output[0].detach() * self.steps
-        self.on_level += int(((scaled == scaled.round()) & (scaled.abs() <= self.steps)).sum())
-        self.values += scaled.numel()
+        s = output[0].detach()
+        # The levels are divided out again: 1/13 * 13 is not 1 in float32.
+        on_level = (s == (s * self.steps).round() / self.steps) & (s.abs() <= 1.0)
+        self.on_level += int((on_level & (s != 0)).sum())
+        self.values += int((s != 0).sum())
 
 
 @torch.no_grad()
@@ -81,8 +84,13 @@ def measure_firing(
         student: the model whose neurons are watched.
         states: input_ids -> anything, by a forward pass of that model.
         batches: with ``input_ids``.
+
+    Raises:
+        ValueError: a projection runs in the steps form, whose operands are not watched.
     """
     watched = list(projections(student))
+    if any(linear.form != "rate" for _, _, linear in watched):
+        raise ValueError("firing is measured in the rate form: set form to rate on every SpikingLinear")
     operands = [_Operands(linear.neuron.steps) for _, _, linear in watched]
     hooks = [
         linear.neuron.register_forward_hook(counter) for (_, _, linear), counter in zip(watched, operands, strict=True)
@@ -91,7 +99,7 @@ def measure_firing(
         linear.neuron.start_recording()
     try:
         for batch in batches:
-            states(batch.input_ids)
+            states(batch.input_ids.to(student.device))
     finally:
         for hook in hooks:
             hook.remove()
@@ -113,9 +121,9 @@ def _site(layer: int, site: str, linear: SpikingLinear, counts: SpikeStatistics,
         rate=int(counts.spikes_C.sum()) / values / neuron.steps,
         zero_fraction=1.0 - int(counts.nonzero_C.sum()) / values,
         dead_fraction=float((counts.nonzero_C == 0).double().mean()),
-        saturated_fraction=float((counts.full_C == counts.values).double().mean()),
-        operand_fraction=operand.on_level / max(1, operand.values),
-        steps=neuron.steps,
+        saturated_fraction=float(((counts.full_C == counts.values) & (counts.full_C > 0)).double().mean()),
+        operand_fraction=operand.on_level / operand.values if operand.values else float(neuron.kind != "dense"),
+        steps=1 if neuron.kind == "dense" else neuron.steps,
         threshold=float(neuron.threshold.mean()),
         decay=float(torch.as_tensor(neuron.decay).mean()),
     )

@@ -4,7 +4,7 @@ Shapes: B windows, L tokens, N predicted positions, E channels, V vocabulary, W 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,7 @@ def compare(
     student_head_VE: Tensor,
     teacher_states: Sequence[Tensor],
     teacher_head_VE: Tensor,
-    batches: Sequence[Any],
+    batches: Iterable[Any],
 ) -> Comparison:
     """Run the student over ``batches`` and set it beside the teacher's states of the same batches.
 
@@ -111,8 +111,7 @@ def compare(
             strict=True,
         )
         for student_NE, teacher_NE, target_N, window in rows:
-            log_q_NV = F.log_softmax(F.linear(student_NE.to(student_head_VE.dtype), student_head_VE).float(), -1)
-            log_p_NV = F.log_softmax(F.linear(teacher_NE.to(teacher_head_VE.dtype), teacher_head_VE).float(), -1)
+            log_q_NV, log_p_NV = _log_softmax(student_NE, student_head_VE), _log_softmax(teacher_NE, teacher_head_VE)
             for row, log_NV in enumerate((log_q_NV, log_p_NV)):
                 per_window[row].index_add_(0, window, -log_NV.gather(1, target_N[:, None])[:, 0].double())
             per_window[2].index_add_(0, window, torch.ones_like(target_N, dtype=torch.float64))
@@ -130,6 +129,12 @@ def compare(
         kl,
         *(int(count) for count in counts),
     )
+
+
+def _log_softmax(states_NE: Tensor, head_VE: Tensor) -> Tensor:
+    # Autocast would multiply a float32 teacher's states in bfloat16 too.
+    with torch.autocast(head_VE.device.type, enabled=False):
+        return F.log_softmax(F.linear(states_NE.to(head_VE.dtype), head_VE).float(), -1)
 
 
 def arrays(batches: Sequence[Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

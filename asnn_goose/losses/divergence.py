@@ -17,11 +17,18 @@ def token_mean(rows: Callable[..., Tensor], *per_token: Tensor, mask: Tensor | N
     Dropping instead of multiplying keeps whatever a masked position holds, NaN included, out of value and gradient. An
     empty mask gives 0 with a graph.
     """
-    flat = [x.flatten(0, -2) if x.ndim > 1 and x.is_floating_point() else x.flatten() for x in per_token]
+    flat = [x.reshape(-1, x.shape[-1]) if x.is_floating_point() else x.flatten() for x in per_token]
     if mask is not None:
         keep = mask.flatten().bool()
         flat = [x[keep] for x in flat]
     return rows(*flat).sum() / max(1, flat[0].shape[0])
+
+
+def _check_mask(student_logits: Tensor, mask: Tensor | None) -> None:
+    if mask is not None and mask.shape != student_logits.shape[:-1]:
+        raise ValueError(
+            f"mask {tuple(mask.shape)} must have the logits' leading shape {tuple(student_logits.shape[:-1])}"
+        )
 
 
 def _check(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None, temperature) -> None:
@@ -30,13 +37,11 @@ def _check(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None, 
             f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} must have "
             "one shape"
         )
-    if mask is not None and mask.shape != student_logits.shape[:-1]:
-        raise ValueError(
-            f"mask {tuple(mask.shape)} must have the logits' leading shape {tuple(student_logits.shape[:-1])}"
-        )
-    if not bool((torch.as_tensor(temperature).detach() > 0).all()):
-        raise ValueError(f"temperature must be above 0, not {temperature}")
-    if teacher_logits.is_inference():
+    _check_mask(student_logits, mask)
+    temperature = torch.as_tensor(temperature)
+    if temperature.ndim or not temperature.detach() > 0:
+        raise ValueError(f"temperature must be one number above 0, not {temperature.tolist()}")
+    if teacher_logits.is_inference() and temperature.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("teacher logits were made under inference_mode; use no_grad, so that T can be learned")
 
 
@@ -59,4 +64,9 @@ def forward_kl(
 
 def cross_entropy(student_logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
     """-log softmax(s)[target], token mean in nats; targets [...] already shifted to the position that predicts them."""
+    if targets.shape != student_logits.shape[:-1]:
+        raise ValueError(
+            f"targets {tuple(targets.shape)} must have the logits' leading shape {tuple(student_logits.shape[:-1])}"
+        )
+    _check_mask(student_logits, mask)
     return token_mean(ce_rows, student_logits, targets, mask=mask)

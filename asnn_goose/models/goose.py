@@ -60,10 +60,10 @@ class GooseBlock(nn.Module):
         # A padded position whose input is 0 neither writes to a state that is still 0 nor is seen by the next token.
         x_BLC = self.time_norm(h_BLC) if keep_BL1 is None else self.time_norm(h_BLC) * keep_BL1
         out_BLC, time_state, v_first_BLC = self.time_mix(x_BLC, None if state is None else state.time_mix, v_first_BLC)
-        h_BLC = h_BLC + out_BLC
+        h_BLC = h_BLC + out_BLC.to(h_BLC.dtype)
         x_BLC = self.channel_norm(h_BLC) if keep_BL1 is None else self.channel_norm(h_BLC) * keep_BL1
         out_BLC, channel_BC = self.channel_mix(x_BLC, None if state is None else state.channel_mix_BC)
-        return h_BLC + out_BLC, LayerState(time_state, channel_BC), v_first_BLC
+        return h_BLC + out_BLC.to(h_BLC.dtype), LayerState(time_state, channel_BC), v_first_BLC
 
 
 class GoosePreTrainedModel(PreTrainedModel):
@@ -170,10 +170,20 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
             loss = F.cross_entropy(logits_BLV[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         return GooseCausalLMOutput(loss, logits_BLV, backbone.state, backbone.hidden_states)
 
-    def prepare_inputs_for_generation(self, input_ids, state=None, attention_mask=None, **_):
-        if state is not None:
+    def prepare_inputs_for_generation(
+        self, input_ids, state=None, attention_mask=None, is_first_iteration: bool | None = False, **_
+    ):
+        # A state that the caller gives has seen nothing of the prompt; later ones have seen all but the last token.
+        if state is not None and not is_first_iteration:
             input_ids, attention_mask = input_ids[:, -1:], None
         return {"input_ids": input_ids, "state": state, "attention_mask": attention_mask, "logits_to_keep": 1}
+
+    def _reorder_cache(self, state: list[LayerState], beams: Tensor) -> list[LayerState]:
+        """The states of the beams that beam search goes on with."""
+        return [
+            LayerState(TimeMixState(*(part[beams] for part in layer.time_mix)), layer.channel_mix_BC[beams])
+            for layer in state
+        ]
 
 
 AutoConfig.register(GooseConfig.model_type, GooseConfig)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asnn_goose.errors import UserError
 from asnn_goose.kernels.lif import lif, lif_rate
 
 SCALE_FLOOR = 1e-6
@@ -22,6 +23,7 @@ class SpikeStatistics:
     """Counts over everything a neuron has emitted since recording began; all tensors are [C], int64."""
 
     values: int
+    """Tokens."""
     spikes_C: Tensor
     """Sum of |count| over tokens, count in 0..T."""
     nonzero_C: Tensor
@@ -56,6 +58,9 @@ class Neuron(nn.Module):
         channels: C.
         settings: the fields of config.schema.NeuronConfig.
         backend: form of lif_rate.
+
+    Raises:
+        UserError: the decay is to be learned and starts at 0 or 1, where its logit is infinite.
     """
 
     def __init__(self, channels: int, settings: dict[str, Any], backend: str):
@@ -72,7 +77,10 @@ class Neuron(nn.Module):
         if settings["learn_decay"] == "fixed" or not spiking:
             self.decay_logit = None
         elif settings["decay"] >= 1.0 or settings["decay"] <= 0.0:
-            raise ValueError(f"neuron.decay must lie strictly between 0 and 1 to be learned, not {settings['decay']}")
+            raise UserError(
+                f"a neuron's decay of {settings['decay']} cannot be learned (learn_decay: {settings['learn_decay']}): "
+                "start it strictly between 0 and 1"
+            )
         else:
             start = math.log(settings["decay"] / (1.0 - settings["decay"]))
             self.decay_logit = nn.Parameter(torch.full(shape[settings["learn_decay"]], start))
@@ -98,11 +106,14 @@ class Neuron(nn.Module):
         names = ("kind", "reset", "detach_reset", "surrogate", "width")
         return {"threshold": 1.0, "decay": self.decay} | {name: self.settings[name] for name in names}
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
-        """(s, gain): mean spike in [-1, 1] and the factor that turns it back into units of x; float32 or float64."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(s, gain): mean spike in [-1, 1] and the factor that turns it back into units of x; float32 or float64.
+
+        A dense neuron gives the current itself and None.
+        """
         x = x if x.dtype == torch.float64 else x.float()
         if self.kind == "dense":
-            return x, 1.0
+            return x, None
         gain = self.gain(x)
         if self.kind == "quantised":
             s = _RoundStraightThrough.apply((x / gain).clamp(-1.0, 1.0) * self.steps) / self.steps
@@ -117,7 +128,10 @@ class Neuron(nn.Module):
         x = x if x.dtype == torch.float64 else x.float()
         gain = self.gain(x)
         currents = (x / gain).expand(self.steps, *x.shape)
-        return lif(currents, **self._dynamics())[0], gain
+        spikes = lif(currents, **self._dynamics())[0]
+        if self._recorded is not None:
+            self._record(spikes.detach().mean(0))
+        return spikes, gain
 
     def start_recording(self) -> None:
         """Count spikes from now on (see :meth:`stop_recording`)."""
@@ -156,13 +170,18 @@ class SpikingLinear(nn.Module):
             spikes, gain = self.neuron.spikes(x)
             return self._product(spikes, gain).mean(0)
         s, gain = self.neuron(x)
+        T = self.neuron.steps
+        if T & (T - 1) and gain is not None:
+            # Under autocast the product is bfloat16, which holds every count up to 256, but k / T for powers of 2 only.
+            s, gain = s * T, gain / T
         return self._product(s, gain)
 
-    def _product(self, s: Tensor, gain: Tensor | float) -> Tensor:
-        if isinstance(gain, Tensor) and gain.ndim and gain.shape[-1] > 1:
+    def _product(self, s: Tensor, gain: Tensor | None) -> Tensor:
+        if gain is not None and gain.ndim and gain.shape[-1] > 1:
             # A gain per channel cannot leave the sum over channels: its threshold part scales the matrix's columns.
             threshold_C = self.neuron.threshold
             y = F.linear(s, (self.weight * threshold_C).to(s.dtype)).to(s.dtype)
             return y * (gain[..., :1] / threshold_C[:1])
-        # Under autocast the product is bfloat16, in which counts are exact; the gain is applied in the state's dtype.
-        return F.linear(s, self.weight.to(s.dtype)).to(s.dtype) * gain
+        # Whatever the dtype of the product, the gain is applied in the state's.
+        y = F.linear(s, self.weight.to(s.dtype)).to(s.dtype)
+        return y if gain is None else y * gain

@@ -56,7 +56,7 @@ class TimeMix(nn.Module):
     """One layer's WKV-7 recurrence between spiking projections.
 
     r, k, v = R N(x_r), K N(x_k), V N(x_v)           x_i = x + (x_{t-1} - x) mu_i, N neurons
-    log w   = -e^{-1/2} sigmoid(w0 + tanh(x_w A) B)  a = sigmoid(a0 + x_a A B),  g = sigmoid(x_g A) B
+    log w   = -e^{-1/2} sigmoid(w0 + tanh(x_w A) B)  a = sigmoid(a0 + x_a A B),  g = 1 + sigmoid(x_g A) B
     kappa   = k xi / |k xi| per head,  k <- k (1 + (a - 1) alpha),  v <- v + (v_first - v) sigmoid(v0 + x_v A B)
     y       = wkv7(r, log w, k, v, -kappa, kappa a)
     out     = O N(g (GroupNorm(y) + (sum_d r k rho) v))
@@ -82,7 +82,8 @@ class TimeMix(nn.Module):
         self.decay = LowRank(C, low_rank(C, 1.8, 0.5), decay + 0.5 + 2.5 * zigzag, torch.tanh)
         self.rate = LowRank(C, low_rank(C, 1.8, 0.5), -0.19 + 0.3 * zigzag + 0.4 * linear)
         self.value_residual = LowRank(C, low_rank(C, 1.3, 0.5), 0.73 - 0.4 * linear) if layer else None
-        self.gate = LowRank(C, low_rank(C, 0.6, 0.8), None, torch.sigmoid)
+        # RWKV-7's gate has no bias; without one, channels whose gate starts near 0 never reach the threshold behind it.
+        self.gate = LowRank(C, low_rank(C, 0.6, 0.8), torch.ones(C), torch.sigmoid)
 
         self.removal_C = nn.Parameter(0.71 - 0.1 * linear)
         self.key_rate_C = nn.Parameter(torch.full((C,), 1.02))
@@ -113,7 +114,8 @@ class TimeMix(nn.Module):
         log_w_BLC = LOG_W_MIN * torch.sigmoid(self.decay(w_in))
         rate_BLC = torch.sigmoid(self.rate(a_in))
         if self.value_residual is not None and v_first_BLC is not None:
-            v_BLC = torch.lerp(v_BLC, v_first_BLC, torch.sigmoid(self.value_residual(v_in)))
+            blend_BLC = torch.sigmoid(self.value_residual(v_in)).to(v_BLC.dtype)
+            v_BLC = torch.lerp(v_BLC, v_first_BLC, blend_BLC)
 
         def heads(x):
             return rearrange(x, "b l (h d) -> b l h d", h=self.heads)

@@ -35,7 +35,8 @@ class LearnableTemperature(nn.Module):
     parameter through T_adversarial is multiplied by -lam: only the distillation term may use it. The anchor and the
     logs use T_plain, since an anchor inside the reversal would push T away instead of back.
 
-    The sigmoid keeps a slope everywhere, where a clamp would leave a temperature beyond its bound without gradient.
+    The sigmoid keeps a slope (in float32 while raw < 16), where a clamp would leave a temperature beyond its bound
+    without gradient.
 
     Args:
         init: T at the start, strictly between the bounds.

@@ -39,7 +39,11 @@ def save(
     progress: Progress,
     fingerprint: str,
 ) -> Path:
-    """Write ``last.pt``: weights, optimisers, data position, random states, counters, and the run's fingerprint."""
+    """Write ``last.pt``: weights, optimisers, data position, random states, counters, and the run's fingerprint.
+
+    Raises:
+        UserError: the disk is full; the former checkpoint stays.
+    """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     content = {
         "fingerprint": fingerprint,
@@ -55,8 +59,14 @@ def save(
         },
     }
     path = folder / NAME
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch reports a full disk as a position that it did not expect; what the file said is the context.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
     return path
 
 

@@ -1,5 +1,6 @@
 """The distributed engine: the only file that knows Lightning Fabric."""
 
+import logging
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from asnn_goose.config.hardware import native_bfloat16
 from asnn_goose.config.schema import TrainConfig
 from asnn_goose.errors import UserError
+
+# Fabric repeats on stderr what it was told: precision, ranks, backend.
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 def resolve_device(device: str) -> str:

@@ -3,7 +3,7 @@
 import logging
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asnn_goose.data.loader import EvaluationSet
+from asnn_goose.errors import UserError
 from asnn_goose.evaluation.perplexity import Comparison, compare
 from asnn_goose.reporting import RunFolder
 from asnn_goose.train import checkpoint
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
-    """Ctrl-C was pressed; the checkpoint is written."""
+    """Ctrl-C was pressed, and a checkpoint is there to go on from."""
 
 
 @dataclass
@@ -42,8 +43,18 @@ class Recorder:
 
 
 def watch(items: Iterable, what: str) -> Iterable:
-    """A progress bar over ``items`` that vanishes when it is full."""
-    return tqdm(items, desc=what, unit="batch", leave=False, dynamic_ncols=True)
+    """A progress bar over ``items`` that vanishes when it is full; none where stderr is not a terminal."""
+    return tqdm(items, desc=what, unit="batch", leave=False, dynamic_ncols=True, disable=None)
+
+
+def watch_teacher(setting: Setting, split: EvaluationSet, what: str) -> list[Tensor]:
+    """The teacher's states on an evaluation set; says so where they have to be computed first."""
+
+    def announce(items: Iterable) -> Iterable:
+        _log.info("computing the teacher's states on %s text (once)", what)
+        return watch(items, f"teacher, {what}")
+
+    return setting.teacher_states(split, announce)
 
 
 def evaluate(setting: Setting, split: EvaluationSet, teacher_states: list[Tensor], what: str) -> Comparison:
@@ -53,16 +64,10 @@ def evaluate(setting: Setting, split: EvaluationSet, teacher_states: list[Tensor
     try:
         with torch.no_grad(), autocast(setting):
             head_VE = module.head_VC()
-            return compare(
-                lambda ids: module.states(ids), head_VE, list(watch_states(teacher_states, what)),
-                setting.teacher.head_VE, split.batches,
-            )  # fmt: skip
+            batches = watch(split.batches, what)
+            return compare(module.states, head_VE, teacher_states, setting.teacher.head_VE, batches)
     finally:
         module.train()
-
-
-def watch_states(states: list[Tensor], what: str) -> Iterator[Tensor]:
-    yield from watch(states, what)
 
 
 def autocast(setting: Setting):
@@ -79,6 +84,7 @@ def stop_on_interrupt() -> Iterator[list[bool]]:
         if asked[0]:
             raise KeyboardInterrupt
         asked[0] = True
+        _log.info("stopping after this step; Ctrl-C again stops at once")
 
     try:
         before = signal.signal(signal.SIGINT, ask)
@@ -91,21 +97,27 @@ def stop_on_interrupt() -> Iterator[list[bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def line(step: int, total: int, metrics: Mapping[str, float], shown: Mapping[str, str], seconds_left: float) -> str:
+    """One interval of training in one line of the log."""
+    losses = {key[5:-4]: value for key, value in metrics.items() if key.startswith("loss_") and key.endswith("_raw")}
+    parts = [f"step {step}/{total}", f"loss {metrics['loss_total']:.4g}"]
+    parts += [f"{name} {value:.4g}" for name, value in losses.items()]
+    parts += [f"{name} {value}" for name, value in shown.items()]
+    return "  ".join([*parts, f"ETA {tqdm.format_interval(seconds_left)}"])
+
+
 def train(setting: Setting, recorder: Recorder, progress: Progress) -> Progress:
     """Go from ``progress`` to the last step.
 
     Raises:
         Interrupted: Ctrl-C; a checkpoint was written first.
+        UserError: a loss or the gradient is no longer finite; weights and checkpoints are as they were.
     """
     config, engine = setting.experiment.train, setting.engine
     total = setting.context.total_steps
     module, optimisers = setting.module, setting.optimisers
     started, session = progress.wall_seconds, time.monotonic()
-    validation = setting.teacher_states(setting.text.validation, lambda items: watch(items, "teacher, validation"))
-    bar = tqdm(
-        total=total, initial=progress.step, desc=setting.experiment.version, unit="step",
-        dynamic_ncols=True, disable=engine.rank != 0,
-    )  # fmt: skip
+    validation = watch_teacher(setting, setting.text.validation, "validation")
     shown: dict[str, str] = {}
 
     def save() -> None:
@@ -135,37 +147,53 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Progress:
             )
         engine.barrier()
 
+    def step() -> tuple[dict[str, float], int]:
+        lr = set_learning_rates(optimisers.student, config, progress.step, total)
+        batches = [next(setting.windows) for _ in range(config.accumulate)]
+        try:
+            metrics = accumulate_gradients(setting.context, batches, progress.step)
+            metrics["grad_norm"] = clip(module, config, setting.experiment.distillation.temperature)
+        except FloatingPointError as error:
+            raise UserError(f"training broke down in step {progress.step + 1}: {error}") from error
+        for optimiser in optimisers.present():
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        metrics["lr"] = lr
+        return metrics, int(engine.sum(float(sum(batch.input_ids.numel() for batch in batches))))
+
+    bar = tqdm(
+        total=total, initial=progress.step, desc=setting.experiment.version, unit="step",
+        dynamic_ncols=True, disable=True if engine.rank else None,
+    )  # fmt: skip
     with stop_on_interrupt() as asked, bar:
         if progress.step == 0:
             look()
         module.train()
+        first = progress.step
         while progress.step < total:
             begun = time.monotonic()
-            lr = set_learning_rates(optimisers.student, config, progress.step, total)
-            batches = [next(setting.windows) for _ in range(config.accumulate)]
-            metrics = accumulate_gradients(setting.context, batches, progress.step)
-            metrics["grad_norm"] = clip(module, config, setting.experiment.distillation.temperature)
-            for optimiser in optimisers.present():
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-            tokens = int(engine.sum(float(sum(batch.input_ids.numel() for batch in batches))))
+            metrics, tokens = step()
             progress.step += 1
             progress.tokens += tokens
             seconds = time.monotonic() - begun
             progress.train_seconds += seconds
             shown["tok/s"] = f"{tokens / seconds:.0f}"
-            bar.set_postfix(shown)
             bar.update()
-            if progress.step % config.log_every == 0 or progress.step == total:
-                extra = {"lr": lr, "tokens": progress.tokens, "tokens_per_second": tokens / seconds}
-                recorder.log(progress.step, metrics | extra)
-            if progress.step % config.eval_every == 0 and progress.step < total:
+            last = progress.step == total
+            if progress.step % config.log_every == 0 or last:
+                metrics |= {"tokens": progress.tokens, "tokens_per_second": tokens / seconds}
+                recorder.log(progress.step, metrics)
+                left = (total - progress.step) * (time.monotonic() - session) / (progress.step - first)
+                _log.info(line(progress.step, total, metrics, shown, left))
+            if progress.step % config.eval_every == 0 or last:
                 look()
-            if progress.step % config.checkpoint_every == 0 or progress.step == total:
+            bar.set_postfix(shown)
+            # Every process must leave after the same step, or one would wait for the others for ever.
+            stop = engine.sum(float(asked[0])) > 0
+            if progress.step % config.checkpoint_every == 0 or last or stop:
                 save()
-            if asked[0] and progress.step < total:
-                save()
+            if stop:
+                engine.barrier()
                 raise Interrupted
-        look()
     progress.wall_seconds = started + time.monotonic() - session
     return progress

@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
+from asnn_goose.cache import replacing
+from asnn_goose.errors import UserError
 from asnn_goose.evaluation import energy
 from asnn_goose.evaluation.firing import SiteFiring, measure_firing, pooled, spike_raster
 from asnn_goose.evaluation.ngram import fit_bigram, fit_unigram, perplexity
 from asnn_goose.evaluation.perplexity import Comparison, arrays, bits_per_byte
+from asnn_goose.huggingface import quiet_transformers
 from asnn_goose.models import GooseForCausalLM
 from asnn_goose.reporting import Result, RunFolder
 from asnn_goose.reporting.record import (
@@ -28,7 +32,7 @@ from asnn_goose.reporting.record import (
     TeacherResult,
 )
 from asnn_goose.train.checkpoint import Progress
-from asnn_goose.train.loop import autocast, evaluate, watch
+from asnn_goose.train.loop import autocast, evaluate, watch_teacher
 from asnn_goose.train.setting import Setting, seen_tokens
 
 FIRING_BATCHES = 4
@@ -59,8 +63,7 @@ def measure(setting: Setting, folder: RunFolder, progress: Progress, clock: Cloc
     student: GooseForCausalLM = module.student
 
     def compared(split, name):
-        states = setting.teacher_states(split, lambda items: watch(items, f"teacher, {name}"))
-        return evaluate(setting, split, states, name)
+        return evaluate(setting, split, watch_teacher(setting, split, name), name)
 
     validation: Comparison = clock.time("evaluation", lambda: compared(text.validation, "validation"))
     test: Comparison = clock.time("evaluation", lambda: compared(text.test, "test"))
@@ -69,8 +72,9 @@ def measure(setting: Setting, folder: RunFolder, progress: Progress, clock: Cloc
     def look_at_neurons():
         module.eval()
         with torch.no_grad(), autocast(setting):
-            sites = measure_firing(student, module.states, text.test.batches[:FIRING_BATCHES])
-        return sites
+            return measure_firing(
+                student, lambda ids: module.states(ids.to(setting.engine.device)), text.test.batches[:FIRING_BATCHES]
+            )
 
     sites: list[SiteFiring] = clock.time("evaluation", look_at_neurons)
     sample = clock.time("sample", lambda: continue_prompt(setting))
@@ -192,7 +196,9 @@ def energy_result(setting: Setting, sites: list[SiteFiring]) -> EnergyResult:
 
 
 def _prompt(setting: Setting) -> torch.Tensor:
-    return setting.text.validation.batches[0].input_ids[:1, :PROMPT_TOKENS].to(setting.engine.device)
+    first = setting.text.validation.batches[0]
+    length = min(PROMPT_TOKENS, int(first.mask[0].sum()))
+    return first.input_ids[:1, :length].to(setting.engine.device)
 
 
 def _decode(setting: Setting, ids_L: torch.Tensor) -> str:
@@ -225,9 +231,20 @@ def draw_raster(setting: Setting, folder: RunFolder) -> Raster | None:
 
 
 def save_student(setting: Setting, folder: RunFolder) -> None:
-    """The student as a transformers folder, with its tokenizer."""
-    setting.module.student.save_pretrained(folder.student)
-    setting.teacher.tokenizer.save_pretrained(folder.student)
+    """The student as a transformers folder, with its tokenizer.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    with replacing(folder.student) as part:
+        try:
+            with quiet_transformers():
+                setting.module.student.save_pretrained(part)
+                setting.teacher.tokenizer.save_pretrained(part)
+        except SafetensorError as error:
+            raise UserError(
+                f"{folder.student} cannot be written ({error}): free some space, then go on with --resume"
+            ) from error
 
 
 def peak_memory(setting: Setting) -> int:

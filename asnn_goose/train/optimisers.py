@@ -1,5 +1,6 @@
 """Parameter groups and their optimisers."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,9 @@ from asnn_goose.config.schema import TemperatureConfig, TrainConfig
 from asnn_goose.models.spiking import Neuron
 from asnn_goose.schedules import warmup_cosine
 from asnn_goose.train.step import Distillation
+
+ELEMENTWISE = ("bonus_HD",)
+"""Parameters of two dimensions that no product of matrices takes: vectors, as far as weight decay goes."""
 
 
 class Optimisers(NamedTuple):
@@ -32,9 +36,10 @@ def student_groups(module: Distillation, config: TrainConfig) -> list[dict]:
     """Every trainable parameter of the student in exactly one of: matrices (decayed), vectors, neurons."""
     neurons = {id(p) for m in module.student.modules() if isinstance(m, Neuron) for p in m.parameters()}
     groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "neurons": []}
-    for parameter in module.student.parameters():
+    for path, parameter in module.student.named_parameters():
         if parameter.requires_grad:
-            name = "neurons" if id(parameter) in neurons else "matrices" if parameter.ndim >= 2 else "vectors"
+            matrix = parameter.ndim >= 2 and path.rpartition(".")[2] not in ELEMENTWISE
+            name = "neurons" if id(parameter) in neurons else "matrices" if matrix else "vectors"
             groups[name].append(parameter)
     return [
         {
@@ -67,9 +72,15 @@ def set_learning_rates(optimiser: torch.optim.Optimizer, config: TrainConfig, st
 
 
 def clip(module: Distillation, train: TrainConfig, temperature: TemperatureConfig) -> float:
-    """Clip the student's global norm and the raw temperature's size apart; returns the student's norm before."""
+    """Clip the student's global norm and the raw temperature's size apart; returns the student's norm before.
+
+    Raises:
+        FloatingPointError: the norm is not finite, so that a step would spoil the weights.
+    """
     student = [p for p in module.student.parameters() if p.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(student, train.clip).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the norm of the gradient is {norm}: lower train.lr, or look at the batch")
     if module.temperature is not None and module.temperature.raw.grad is not None:
         module.temperature.raw.grad.clamp_(-temperature.clip, temperature.clip)
     return norm

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from asnn_goose.config import Experiment, dump
-from asnn_goose.errors import UserError
 from asnn_goose.reporting import RunFolder, collect_provenance, write_report
 from asnn_goose.train import checkpoint
 from asnn_goose.train.checkpoint import Progress
@@ -35,20 +34,24 @@ def run_session(
 ) -> Path | None:
     """Train and measure; returns the report's path on the main process, None on the others.
 
+    A run that is resumed though it is finished only gets its report again.
+
     Raises:
-        Interrupted: Ctrl-C during training, with the run's folder; everything is saved.
+        Interrupted: Ctrl-C while or after training, with the run's folder ("" on processes that have none); a
+            checkpoint is there.
         UserError: a mistake in configuration, data or surroundings.
     """
     begun = time.monotonic()
     clock = Clock()
+    if resume is not None and RunFolder.open(resume).result.exists():
+        _log.info("%s is finished; writing its report again", resume)
+        return write_report(resume, reports_root, runs_root)
     setting: Setting = clock.time("preparation", lambda: prepare(experiment))
     folder: RunFolder | None = None
     progress = Progress()
     if setting.engine.rank == 0:
         if resume is not None:
             folder = RunFolder.open(resume)
-            if folder.result.exists():
-                raise UserError(f"{resume} is finished: its report stands; start a new run without --resume")
         else:
             gpu = torch.cuda.get_device_name() if setting.engine.device_type == "cuda" else None
             provenance = collect_provenance(
@@ -69,10 +72,7 @@ def run_session(
         experiment.model_dump(mode="json"),
     )  # fmt: skip
     try:
-        try:
-            clock.time("training", lambda: train(setting, Recorder(folder, tracker), progress))
-        except Interrupted:
-            raise Interrupted(folder.path if folder else "") from None
+        clock.time("training", lambda: train(setting, Recorder(folder, tracker), progress))
         setting.engine.barrier()
         if folder is None:
             return None
@@ -80,5 +80,9 @@ def run_session(
         result = measure(setting, folder, progress, clock, lambda: before + time.monotonic() - begun)
         folder.write_result(result)
         return write_report(folder.path, reports_root, runs_root)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        if folder is not None and not (folder.checkpoints / checkpoint.NAME).exists():
+            raise
+        raise Interrupted(folder.path if folder else "") from stop
     finally:
         tracker.finish()

@@ -1,6 +1,7 @@
 """From a configuration to the parts of a run: text, teacher, student, optimisers, and the run's fingerprint."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from asnn_goose.cache import cache_root
 from asnn_goose.config import Experiment, fingerprint
 from asnn_goose.data.corpora import load_corpus, split_documents
-from asnn_goose.data.loader import EvaluationSet, TrainingWindows, evaluation_windows
+from asnn_goose.data.loader import Batch, EvaluationSet, TrainingWindows, evaluation_windows
 from asnn_goose.data.targets import states_key, stored_states
 from asnn_goose.data.tokenize import TokenShard, tokenise
 from asnn_goose.errors import UserError
@@ -21,6 +22,8 @@ from asnn_goose.models.teacher import load_tokenizer
 from asnn_goose.train.engine import Engine
 from asnn_goose.train.optimisers import Optimisers, build_optimisers, freeze
 from asnn_goose.train.step import Distillation, StepContext
+
+_log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 8
 """Windows per forward pass of an evaluation."""
@@ -45,19 +48,34 @@ class Setting:
     teacher: Teacher
     text: Text
     windows: TrainingWindows
-    module: Any
-    """:class:`Distillation`, as the engine wraps it."""
+    module: Distillation
+    """What trains, without the engine's wrapper, which ``context`` has."""
     optimisers: Optimisers
     context: StepContext
     fingerprint: str
 
     def teacher_states(self, split: EvaluationSet, watch: Callable[[Iterable], Iterable]) -> list[Tensor]:
         """The teacher's states on an evaluation set, from the store."""
-        key = states_key(self.teacher.fingerprint, str(self.teacher.dtype), split.batches)
-        states = stored_states(
-            key, split.batches, lambda ids: self.teacher.states(ids.to(self.engine.device)).cpu(), watch
+        return teacher_states(self.teacher, split.batches, watch)
+
+
+def teacher_states(teacher: Teacher, batches: Sequence[Batch], watch: Callable[[Iterable], Iterable]) -> list[Tensor]:
+    """The teacher's states of each batch, on the CPU, from the store or computed into it."""
+    key = states_key(teacher.fingerprint, str(teacher.dtype), batches)
+    return stored_states(key, batches, lambda ids: teacher.states(ids.to(teacher.model.device)).cpu(), watch)
+
+
+def fit_states(teacher: Teacher, fit_BL: Tensor) -> Tensor:
+    """The teacher's states [B, L, E] of the windows that the student's start is fitted on."""
+
+    def announce(items: Iterable) -> Iterable:
+        _log.info(
+            "computing the teacher's states on %d training tokens, to fit the student's start (once)", fit_BL.numel()
         )
-        return states
+        return items
+
+    batches = [Batch(ids_BL, torch.ones_like(ids_BL, dtype=torch.bool)) for ids_BL in fit_BL.split(EVALUATION_BATCH)]
+    return torch.cat(teacher_states(teacher, batches, announce))
 
 
 def read_text(experiment: Experiment, tokenizer: Any) -> Text:
@@ -93,21 +111,25 @@ def prepare(experiment: Experiment) -> Setting:
         text.shards["train"], data.window, train.batch_size, experiment.seed, engine.rank, engine.world_size
     )
     torch.manual_seed(experiment.seed)
-    fit_BL = first_windows(text.shards["train"], data.window, experiment.seed, experiment.student.fit_tokens)
-    student = build_student(experiment.student, teacher, fit_BL)
+    total = train.total_steps(data.window)
+    read = total * train.accumulate * train.batch_size * engine.world_size * data.window
+    # Not more than training will read: the baselines are fitted on exactly what the student saw.
+    fit_tokens = min(experiment.student.fit_tokens, read)
+    fit_BL = first_windows(text.shards["train"], data.window, experiment.seed, fit_tokens)
+    fit_BLE = fit_states(teacher, fit_BL) if experiment.student.init == "regression" else None
+    student = build_student(experiment.student, teacher, fit_BL, fit_BLE)
     module = Distillation(student, experiment.distillation)
     freeze(module, train)
     optimisers = build_optimisers(module, train, experiment.distillation.temperature)
     wrapped, present = engine.setup(module, *optimisers.present())
     optimisers = Optimisers(present[0], present[1] if len(present) > 1 else None)
-    total = train.total_steps(data.window)
     return Setting(
         experiment=experiment,
         engine=engine,
         teacher=teacher,
         text=text,
         windows=windows,
-        module=wrapped,
+        module=module,
         optimisers=optimisers,
         context=StepContext(engine, wrapped, teacher, experiment.distillation, total),
         fingerprint=fingerprint(experiment, resolved(experiment, engine, teacher, text)),

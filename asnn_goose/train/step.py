@@ -19,6 +19,16 @@ from asnn_goose.schedules import LearnableTemperature, anchor_penalty, cosine_la
 from asnn_goose.train.engine import Engine
 
 
+class Targets:
+    """What the teacher says of a batch: its last states [B, L, E] and its head [V, E].
+
+    A class of its own, since the engine would cast bare tensors to the student's dtype on their way into ``forward``.
+    """
+
+    def __init__(self, teacher: Teacher, input_ids: Tensor):
+        self.states_BLE, self.head_VE = teacher.states(input_ids), teacher.head_VE
+
+
 class Distillation(nn.Module):
     """Everything that trains, in one module: the student, and the temperature if it is learned.
 
@@ -53,14 +63,14 @@ class Distillation(nn.Module):
         last_BLC = self.student.model(input_ids).last_hidden_state
         return last_BLC if self.student.narrow is None else self.student.narrow(last_BLC)
 
-    def forward(self, input_ids: Tensor, mask: Tensor, teacher_BLE: Tensor, teacher_head_VE: Tensor, lam: float):
+    def forward(self, input_ids: Tensor, mask: Tensor, targets: Targets, lam: float):
         """(name -> sum in nats, adversarial temperature, plain temperature) over the predicted positions."""
         adversarial, plain = (self.fixed_temperature,) * 2 if self.temperature is None else self.temperature(lam)
         sums, _ = linear_divergence(
             self.states(input_ids)[:, :-1].flatten(0, 1),
             self.head_VC(),
-            teacher_BLE[:, :-1].flatten(0, 1),
-            teacher_head_VE,
+            targets.states_BLE[:, :-1].flatten(0, 1),
+            targets.head_VE,
             targets_N=input_ids[:, 1:].flatten(),
             weights=self.weights,
             temperature=adversarial,
@@ -102,9 +112,9 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
     slopes: list[Tensor] = []
     for index, batch in enumerate(batches):
         ids, mask = batch.input_ids.to(engine.device), batch.mask.to(engine.device)
-        teacher_BLE = context.teacher.states(ids)
+        targets = Targets(context.teacher, ids)
         with engine.no_sync(module, enabled=index < len(batches) - 1):
-            sums, adversarial, plain = module(ids, mask, teacher_BLE, context.teacher.head_VE, lam)
+            sums, adversarial, plain = module(ids, mask, targets, lam)
             total, parts = combine(sums, module.weights, count)
             if module.temperature is not None:
                 # Only the distillation term reaches the adversarial T: w dL_KD/dT, before the reversal.

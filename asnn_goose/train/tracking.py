@@ -18,11 +18,11 @@ class Tracker:
         if mode == "off":
             return
         try:
+            os.environ.setdefault("WANDB_SILENT", "true")
             import wandb
 
             if mode == "auto":
-                mode = "online" if wandb.api.api_key else "offline"
-            os.environ.setdefault("WANDB_SILENT", "true")
+                mode = "online" if wandb.login(prompt=False) else "offline"
             settings = wandb.Settings(console="off", silent=True)
             self._run = wandb.init(
                 project="asnn-goose",

@@ -37,7 +37,8 @@ def rate_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     return backend
 
 
-def _checked(current, threshold, decay, kind, reset, surrogate, width, v0):
+def _checked(current, shape, threshold, decay, kind, reset, surrogate, width, v0):
+    """The arguments in the dtype of the state; shape is that of one micro-step."""
     if not current.is_floating_point():
         raise ValueError(f"current must be floating point, not {current.dtype}")
     if kind not in ("ternary", "binary"):
@@ -47,8 +48,10 @@ def _checked(current, threshold, decay, kind, reset, surrogate, width, v0):
     if surrogate not in DEFAULT_WIDTH:
         raise ValueError(f"surrogate must be one of {sorted(DEFAULT_WIDTH)}, not {surrogate!r}")
     width = DEFAULT_WIDTH[surrogate] if width is None else float(width)
-    if width <= 0:
+    if not width > 0:
         raise ValueError(f"width must be above 0, not {width}")
+    if 0 in shape:
+        raise ValueError(f"current must not be empty, but one step has shape {tuple(shape)}")
     dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
     threshold = torch.as_tensor(threshold, dtype=dtype, device=current.device)
     decay = torch.as_tensor(decay, dtype=dtype, device=current.device)
@@ -56,6 +59,11 @@ def _checked(current, threshold, decay, kind, reset, surrogate, width, v0):
         raise ValueError(f"threshold must be above 0, not {threshold.min().item()}")
     if not bool(((decay >= 0) & (decay <= 1)).all()):
         raise ValueError(f"decay must lie in [0, 1], not {decay.min().item()} to {decay.max().item()}")
+    for name, value in (("threshold", threshold), ("decay", decay)):
+        if value.ndim > 1 or value.numel() not in (1, shape[-1]):
+            raise ValueError(f"{name} must be one number or one per channel ({shape[-1]}), not {tuple(value.shape)}")
+    if v0 is not None and v0.shape != shape:
+        raise ValueError(f"v0 must have the shape of one step, {tuple(shape)}, not {tuple(v0.shape)}")
     v0 = None if v0 is None else v0.to(dtype)
     return current.to(dtype), threshold, decay, width, v0
 
@@ -76,9 +84,9 @@ def lif(
     """Spikes in {-1, 0, 1} (ternary) or {0, 1} (binary) for every micro-step, and the membrane after the last reset.
 
     Args:
-        current_TxC: input currents, time first; threshold and decay broadcast against the last axis.
-        threshold: theta > 0, number or tensor, differentiable.
-        decay: beta in [0, 1], number or tensor, differentiable.
+        current_TxC: input currents, time first.
+        threshold: theta > 0, number or tensor, one for all or [C], differentiable.
+        decay: beta in [0, 1], number or tensor, one for all or [C], differentiable.
         kind, reset, surrogate: see the module.
         detach_reset: whether the gradient ignores the path through the reset.
         width: of the surrogate, in units of v; None: the shape's default.
@@ -92,7 +100,11 @@ def lif(
         raise ValueError(f"lif backend must be auto or reference, not {backend!r}")
     if current_TxC.ndim < 2:
         raise ValueError(f"current must have a time axis and channels, not shape {tuple(current_TxC.shape)}")
-    current, threshold, decay, width, v0 = _checked(current_TxC, threshold, decay, kind, reset, surrogate, width, v0)
+    if current_TxC.shape[0] == 0:
+        raise ValueError("current must have at least one micro-step")
+    current, threshold, decay, width, v0 = _checked(
+        current_TxC, current_TxC.shape[1:], threshold, decay, kind, reset, surrogate, width, v0
+    )
     _log_choice("lif", "reference")
     return lif_reference(
         current, threshold, decay,
@@ -117,12 +129,17 @@ def lif_rate(
     """Mean over ``steps`` micro-steps of the spikes that one constant current causes; no time axis is materialised.
 
     Equals ``lif(current.expand(steps, ...), ...)[0].mean(0)``. Arguments as for :func:`lif`; backend: auto,
-    reference or numba (CPU, float32 and narrower). The mean lies on the 2 steps + 1 levels k / steps.
+    reference or numba (CPU, float32 and narrower). The mean lies on the levels k / steps: 2 steps + 1 of them, or
+    steps + 1 for binary.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
+    if current_xC.ndim < 1:
+        raise ValueError("current must have channels, not be one number")
     choice = rate_backend(backend, current_xC.device, current_xC.dtype)
-    current, threshold, decay, width, v0 = _checked(current_xC, threshold, decay, kind, reset, surrogate, width, v0)
+    current, threshold, decay, width, v0 = _checked(
+        current_xC, current_xC.shape, threshold, decay, kind, reset, surrogate, width, v0
+    )
     _log_choice("lif_rate", choice)
     if choice == "numba":
         from asnn_goose.kernels.lif.native import NativeRate

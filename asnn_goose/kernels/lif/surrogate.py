@@ -1,7 +1,8 @@
 """Surrogate derivatives of the spike: g(u), u the distance of the membrane from the threshold.
 
-Each shape is even, peaks at u = 0 with height 1/width, and is scaled so that its default width gives SpikingJelly's
-default of the same name (sigmoid: alpha 4; atan: alpha 2; piecewise quadratic and SuperSpike: alpha 1).
+Each shape is even and peaks at u = 0 with height 1/width (sigmoid: 1/(4 width)). Its default width makes the height 1
+and gives SpikingJelly's default of the same name: sigmoid alpha 4, atan alpha 2, piecewise quadratic, SuperSpike and
+rectangle alpha 1 (whose end points SpikingJelly leaves out).
 
 ========== ======================================= ======= ====================
 name       g(u)                                    default integral over u
@@ -29,8 +30,8 @@ def derivative(u: Tensor, shape: str, width: float) -> Tensor:
     if shape == "triangle":
         return (1.0 - u.abs() / width).clamp_min(0.0) / width
     if shape == "sigmoid":
-        s = torch.sigmoid(u / width)
-        return s * (1.0 - s) / width
+        # s(-z) instead of 1 - s(z), which rounds to 0 in the upper tail.
+        return torch.sigmoid(u / width) * torch.sigmoid(-u / width) / width
     if shape == "superspike":
         return 1.0 / (width * (1.0 + u.abs() / width) ** 2)
     if shape == "rectangle":

@@ -40,7 +40,7 @@ def linear_divergence(
         backend: tiled (auto) or reference.
 
     Returns:
-        ({name: scalar sum in nats, T^2 included}, number of valid rows).
+        ({name: scalar sum in nats, T^2 included, float64 for a float64 head, else float32}, number of valid rows).
     """
     weights = {"forward_kl": 1.0} if weights is None else dict(weights)
     unknown = sorted(set(weights) - set(DIVERGENCES))
@@ -50,9 +50,19 @@ def linear_divergence(
         raise ValueError("the divergence ce needs targets_N")
     if weight_VD.shape[0] != teacher_weight_VE.shape[0]:
         raise ValueError(f"heads of {weight_VD.shape[0]} and {teacher_weight_VE.shape[0]} tokens cannot be compared")
+    N = hidden_ND.shape[0]
+    if hidden_ND.ndim != 2 or teacher_hidden_NE.ndim != 2 or teacher_hidden_NE.shape[0] != N:
+        raise ValueError(
+            f"hidden {tuple(hidden_ND.shape)} and teacher hidden {tuple(teacher_hidden_NE.shape)} must be matrices of "
+            "the same rows"
+        )
+    if targets_N is not None and targets_N.shape != (N,):
+        raise ValueError(f"targets must be one token id for each of {N} rows, not {tuple(targets_N.shape)}")
+    if mask is not None and (mask.shape != (N,) or mask.dtype != torch.bool):
+        raise ValueError(f"mask must be one bool for each of {N} rows, not {tuple(mask.shape)} of {mask.dtype}")
     temperature = torch.as_tensor(temperature)
-    if temperature.ndim or temperature.detach() <= 0:
-        raise ValueError(f"temperature must be one number above 0, not {temperature.detach()}")
+    if temperature.ndim or not temperature.detach() > 0:
+        raise ValueError(f"temperature must be one number above 0, not {temperature.tolist()}")
     if mask is not None:
         hidden_ND, teacher_hidden_NE = hidden_ND[mask], teacher_hidden_NE[mask]
         targets_N = None if targets_N is None else targets_N[mask]

@@ -8,12 +8,14 @@ from asnn_goose.kernels.linear_divergence.rows import ce_rows, forward_kl_rows
 
 def sums_reference(hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, temperature) -> Tensor:
     """Sum over rows of each named divergence, [len(names)]."""
-    student_NV = hidden_ND.to(weight_VD.dtype) @ weight_VD.T
     sums = []
-    for name in names:
-        if name == "ce":
-            sums.append(ce_rows(student_NV, targets_N).sum())
-        else:
-            teacher_NV = teacher_hidden_NE.to(teacher_weight_VE.dtype) @ teacher_weight_VE.T
-            sums.append(forward_kl_rows(student_NV, teacher_NV, temperature).sum())
+    # The head's dtype is the dtype of the products, also under autocast.
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        student_NV = hidden_ND.to(weight_VD.dtype) @ weight_VD.T
+        for name in names:
+            if name == "ce":
+                sums.append(ce_rows(student_NV, targets_N).sum())
+            else:
+                teacher_NV = teacher_hidden_NE.to(teacher_weight_VE.dtype) @ teacher_weight_VE.T
+                sums.append(forward_kl_rows(student_NV, teacher_NV.detach(), temperature).sum())
     return torch.stack(sums)

@@ -15,13 +15,20 @@ def _wide(logits_NV: Tensor) -> Tensor:
     return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
 
 
+def _log_softmax(logits_NV: Tensor, temperature: Tensor | float) -> Tensor:
+    logits_NV = _wide(logits_NV)
+    banned_NV = logits_NV == -torch.inf
+    # A banned token never meets T: the derivative of -inf / T is infinite, and times 0 it is NaN.
+    return F.log_softmax((logits_NV.masked_fill(banned_NV, 0.0) / temperature).masked_fill(banned_NV, -torch.inf), -1)
+
+
 def forward_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """T^2 KL(p || q) with p = softmax(t/T), q = softmax(s/T) (arXiv 1503.02531); gradient on s: T (q - p).
 
     Entries with p = 0 add nothing, also where q is 0.
     """
-    log_p_NV = F.log_softmax(_wide(teacher_NV) / temperature, -1)
-    log_q_NV = F.log_softmax(_wide(student_NV) / temperature, -1)
+    log_p_NV = _log_softmax(teacher_NV, temperature)
+    log_q_NV = _log_softmax(student_NV, temperature)
     p_NV = log_p_NV.exp()
     alive_NV = p_NV > 0
     # Selected before the product: 0 * -inf is NaN in the value and in the gradient.
@@ -31,5 +38,5 @@ def forward_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor 
 
 
 def ce_rows(student_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy -log softmax(s)[target] at temperature 1."""
-    return F.cross_entropy(_wide(student_NV), targets_N, reduction="none")
+    """Cross-entropy -log softmax(s)[target] at temperature 1; a target outside the vocabulary, -100 too, raises."""
+    return -F.log_softmax(_wide(student_NV), -1).gather(-1, targets_N[:, None]).squeeze(-1)

@@ -53,32 +53,39 @@ def wkv7(
         backend: reference (token by token), torch_chunk, or auto (torch_chunk from 8 tokens on).
 
     Raises:
-        ValueError: for unequal shapes, integer input, chunk_size < 1, an unknown backend, or a decay so strong that
-            its inverse over one chunk cannot be represented (only the lowest value that occurs is looked at).
+        ValueError: for unequal shapes, no tokens, integer input, chunk_size < 1, an unknown backend, or a decay so
+            strong that its inverse over one chunk cannot be represented (only the value furthest from 0 is looked at).
     """
     if r.ndim != 4 or any(x.shape != r.shape for x in (log_w, k, a, b)) or v.shape[:3] != r.shape[:3]:
         shapes = [tuple(x.shape) for x in (r, log_w, k, v, a, b)]
         raise ValueError(f"r, log_w, k, v, a, b must be [B, L, H, D] and of equal shape, not {shapes}")
-    if not r.is_floating_point():
-        raise ValueError(f"wkv7 takes floating-point tensors, not {r.dtype}")
+    if 0 in v.shape or 0 in r.shape:
+        raise ValueError(f"wkv7 takes at least one token, head and channel, not {tuple(r.shape)}")
+    for x in (r, log_w, k, v, a, b):
+        if not x.is_floating_point():
+            raise ValueError(f"wkv7 takes floating-point tensors, not {x.dtype}")
+    state_shape = (r.shape[0], r.shape[2], v.shape[-1], r.shape[-1])
+    if state is not None and state.shape != state_shape:
+        raise ValueError(f"state must be [B, H, D_v, D_k] = {state_shape}, not {tuple(state.shape)}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+    if backend not in ("auto", "reference", "torch_chunk"):
+        raise ValueError(f"wkv7 backend must be auto, reference or torch_chunk, not {backend!r}")
     if backend == "auto":
         backend = "torch_chunk" if r.shape[1] >= 8 else "reference"
     dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
     r, log_w, k, v, a, b = (x.to(dtype) for x in (r, log_w, k, v, a, b))
-    if state is None:
-        state = r.new_zeros(r.shape[0], r.shape[2], v.shape[-1], r.shape[-1])
-    state = state.to(dtype)
+    state = r.new_zeros(state_shape) if state is None else state.to(dtype)
     _log_choice(backend)
-    if backend == "reference":
-        return wkv7_reference(r, log_w, k, v, a, b, state)
-    if backend == "torch_chunk":
-        lowest = log_w.detach().min().item()
-        if -lowest * chunk_size > _LARGEST_LOG[dtype]:
+    # Autocast would round the state and its products to bfloat16.
+    with torch.autocast(r.device.type, enabled=False):
+        if backend == "reference":
+            return wkv7_reference(r, log_w, k, v, a, b, state)
+        chunk_size = min(chunk_size, r.shape[1])
+        largest = log_w.detach().abs().max().item()
+        if largest * chunk_size > _LARGEST_LOG[dtype]:
             raise ValueError(
-                f"log_w reaches {lowest:.3g}, whose inverse over chunk_size {chunk_size} overflows {dtype}: "
-                f"use a chunk_size of at most {max(1, int(_LARGEST_LOG[dtype] / -lowest))} or backend reference"
+                f"|log_w| reaches {largest:.3g}, which over chunk_size {chunk_size} overflows {dtype}: "
+                f"use a chunk_size of at most {max(1, int(_LARGEST_LOG[dtype] / largest))} or backend reference"
             )
         return wkv7_chunk(r, log_w, k, v, a, b, state, chunk_size)
-    raise ValueError(f"wkv7 backend must be auto, reference or torch_chunk, not {backend!r}")

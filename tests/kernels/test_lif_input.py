@@ -1,0 +1,64 @@
+"""What lif and lif_rate say to arguments that they cannot take."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from asnn_goose.kernels.lif import lif, lif_rate
+
+BACKENDS = ("reference", "numba")
+
+GOOD: dict[str, Any] = {"current": torch.zeros(3, 4), "threshold": 1.0, "decay": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"current": torch.zeros(3, 4, dtype=torch.int64)}, "floating point, not torch.int64"),
+        ({"current": torch.zeros(3, 0)}, "must not be empty"),
+        ({"threshold": 0.0}, "threshold must be above 0, not 0.0"),
+        ({"threshold": torch.tensor([1.0, 1.0, -1.0, 1.0])}, "threshold must be above 0, not -1.0"),
+        ({"threshold": math.nan}, "threshold must be above 0, not nan"),
+        ({"threshold": torch.ones(3)}, r"threshold must be one number or one per channel \(4\), not \(3,\)"),
+        ({"threshold": torch.ones(1, 4)}, r"threshold must be one number or one per channel \(4\), not \(1, 4\)"),
+        ({"decay": 1.5}, r"decay must lie in \[0, 1\], not 1.5 to 1.5"),
+        ({"decay": torch.tensor([0.5, -0.5, 1.0, 1.0])}, r"decay must lie in \[0, 1\], not -0.5 to 1.0"),
+        ({"decay": torch.full((5,), 0.5)}, r"decay must be one number or one per channel \(4\), not \(5,\)"),
+        ({"kind": "signed"}, "ternary or binary, not 'signed'"),
+        ({"reset": "none"}, "soft or hard, not 'none'"),
+        ({"surrogate": "arctan"}, "one of .*'atan'.*not 'arctan'"),
+        ({"width": 0.0}, "width must be above 0, not 0.0"),
+        ({"width": math.nan}, "width must be above 0, not nan"),
+        ({"backend": "triton"}, "backend must be auto.*not 'triton'"),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(changes: dict[str, Any], message: str):
+    options = GOOD | changes
+    current = options.pop("current")
+    with pytest.raises(ValueError, match=message) as told:
+        lif_rate(current, 2, **options)
+    assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match=message):
+        lif(current.expand(2, *current.shape), **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_membrane_of_another_shape_is_refused(backend: str):
+    """numba would read past its end."""
+    with pytest.raises(ValueError, match=r"shape of one step, \(3, 4\), not \(4,\)"):
+        lif_rate(torch.zeros(3, 4), 2, threshold=1.0, decay=0.5, v0=torch.zeros(4), backend=backend)
+
+
+def test_bad_shapes_and_counts():
+    with pytest.raises(ValueError, match="steps must be at least 1, not 0"):
+        lif_rate(torch.zeros(3), 0, threshold=1.0, decay=0.5)
+    with pytest.raises(ValueError, match="channels, not be one number"):
+        lif_rate(torch.tensor(1.0), 2, threshold=1.0, decay=0.5)
+    with pytest.raises(ValueError, match=r"time axis and channels, not shape \(3,\)"):
+        lif(torch.zeros(3), threshold=1.0, decay=0.5)
+    with pytest.raises(ValueError, match="at least one micro-step"):
+        lif(torch.zeros(0, 3), threshold=1.0, decay=0.5)
+    with pytest.raises(ValueError, match=r"numba runs float32, .* on the cpu, not torch.float64 on cpu"):
+        lif_rate(torch.zeros(3, dtype=torch.float64), 2, threshold=1.0, decay=0.5, backend="numba")

@@ -1,0 +1,80 @@
+"""Runs of the tiny teacher in memory, and a disk that fills up."""
+
+import contextlib
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from asnn_goose.config import Experiment, dump
+from asnn_goose.reporting import RunFolder, collect_provenance
+from asnn_goose.train import checkpoint
+from asnn_goose.train.checkpoint import Progress
+from asnn_goose.train.loop import Recorder, train
+from asnn_goose.train.setting import Setting, prepare
+from asnn_goose.train.tracking import Tracker
+
+
+@dataclass
+class Session:
+    """A run between two of its steps."""
+
+    setting: Setting
+    folder: RunFolder
+    progress: Progress
+    recorder: Recorder
+
+    def train(self) -> "Session":
+        """Take the steps that are left."""
+        train(self.setting, self.recorder, self.progress)
+        return self
+
+
+def _no_tracker() -> Tracker:
+    return Tracker("off", Path(), "", "", {})
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., Session]:
+    """A new run below ``tmp_path``; ``recorder`` may be a kind of Recorder of the test's own."""
+
+    def started(experiment: Experiment, recorder: type[Recorder] = Recorder) -> Session:
+        setting = prepare(experiment)
+        provenance = collect_provenance(experiment, setting.fingerprint, argv=["x.py"], overrides={})
+        folder = RunFolder.create(tmp_path / "runs", experiment, dump(experiment), provenance)
+        return Session(setting, folder, Progress(), recorder(folder, _no_tracker()))
+
+    return started
+
+
+@pytest.fixture
+def go_on() -> Callable[..., Session]:
+    """The run in a folder, taken up by parts that are all built anew."""
+
+    def gone_on(experiment: Experiment, path: Path) -> Session:
+        setting, folder = prepare(experiment), RunFolder.open(path)
+        progress = checkpoint.load(
+            folder.checkpoints, setting.module, setting.optimisers.present(), setting.windows, setting.fingerprint
+        )
+        folder.resume(progress.step)
+        return Session(setting, folder, progress, Recorder(folder, _no_tracker()))
+
+    return gone_on
+
+
+@pytest.fixture
+def disk_with_room_for() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Within it no file may grow beyond some bytes: the system fails as on a full disk, after a short write."""
+
+    @contextlib.contextmanager
+    def room(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return room

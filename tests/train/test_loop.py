@@ -1,0 +1,206 @@
+"""A run stopped and taken up again is the run that was never stopped, to the last bit; and what it says meanwhile."""
+
+import json
+import logging
+import math
+import signal
+import time
+
+import pytest
+import torch
+
+from asnn_goose.errors import UserError
+from asnn_goose.reporting import read_metrics
+from asnn_goose.train.checkpoint import NAME
+from asnn_goose.train.loop import Interrupted, Recorder, evaluate, line, stop_on_interrupt, watch_teacher
+from asnn_goose.train.measure import Clock, measure
+
+CLOCKS = {"tokens_per_second"}
+"""What metrics say about time."""
+RUN_TIMES = {"run_id", "started", "wall_seconds", "seconds_by_phase", "tokens_per_second", "peak_memory_bytes"}
+
+
+def stopping_at(step: int) -> type[Recorder]:
+    """A recorder beside which Ctrl-C is pressed, a real signal, while a step is logged."""
+
+    class Stopping(Recorder):
+        def log(self, at: int, values: dict[str, float]) -> None:
+            super().log(at, values)
+            if at == step and "lr" in values:
+                signal.raise_signal(signal.SIGINT)
+
+    return Stopping
+
+
+def metrics_of(session) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(session.folder.metrics)]
+
+
+def results_of(session) -> dict:
+    result = measure(session.setting, session.folder, session.progress, Clock(), lambda: 0.0)
+    return {k: v for k, v in json.loads(result.model_dump_json()).items() if k not in RUN_TIMES}
+
+
+def same(one, other) -> bool:
+    """Equality of nested containers with tensors in them."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def assert_same(one, other) -> None:
+    """Both runs are at the same point, bit for bit."""
+    ours, theirs = dict(one.setting.module.named_parameters()), dict(other.setting.module.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    pairs = zip(one.setting.optimisers.present(), other.setting.optimisers.present(), strict=True)
+    for ours, theirs in pairs:
+        assert same(ours.state_dict(), theirs.state_dict())
+    assert one.setting.windows.state_dict() == other.setting.windows.state_dict()
+    assert (one.progress.step, one.progress.tokens) == (other.progress.step, other.progress.tokens)
+    assert torch.equal(torch.get_rng_state(), torch.get_rng_state())
+    assert metrics_of(one) == metrics_of(other)
+
+
+LEARNED = {
+    "train__steps": 6,
+    "train__accumulate": 2,
+    "distillation__temperature__lambda_start": 0.0,
+    "distillation__temperature__init": 3.0,
+    "distillation__temperature__lr": 5.0,
+    "student__neuron__learn_threshold": "channel",
+}
+
+
+@pytest.mark.parametrize("stop", [3, 4, 6], ids=["between checkpoints", "at a checkpoint", "behind the last step"])
+def test_resumed_equals_uninterrupted(start, go_on, tiny_experiment, stop):
+    experiment = tiny_experiment(**LEARNED)
+    straight = start(experiment).train()
+    broken = start(experiment, stopping_at(stop))
+    with pytest.raises(Interrupted):
+        broken.train()
+    assert broken.progress.step == stop
+    resumed = go_on(experiment, broken.folder.path)
+    assert resumed.progress.step == stop
+    resumed.train()
+    assert_same(resumed, straight)
+    assert straight.setting.module.temperature is not None
+    assert abs(straight.setting.module.temperature()[1].item() - 3.0) > 0.01
+    assert results_of(resumed) == results_of(straight)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(start, go_on, tiny_experiment):
+    """Its log is cut to the checkpoint, and the steps behind it are taken again."""
+
+    class Killed(Recorder):
+        def log(self, step, values):
+            super().log(step, values)
+            if step == 5:
+                raise RuntimeError("killed")
+
+    experiment = tiny_experiment(**LEARNED)
+    straight, broken = start(experiment).train(), start(experiment, Killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        broken.train()
+    resumed = go_on(experiment, broken.folder.path)
+    assert resumed.progress.step == 4
+    assert_same(resumed.train(), straight)
+
+
+def test_two_runs_of_one_configuration_are_one(start, tiny_experiment):
+    assert_same(start(tiny_experiment()).train(), start(tiny_experiment()).train())
+
+
+def test_accumulation_changes_the_batch_and_not_the_schedule(start, tiny_experiment):
+    one, four = (start(tiny_experiment(train__accumulate=n)).train() for n in (1, 4))
+
+    def schedule(session):
+        steps = [line for line in metrics_of(session) if "lr" in line]
+        return [(line["step"], line["lr"], line["temperature_lambda"]) for line in steps]
+
+    assert schedule(one) == schedule(four) and len(schedule(one)) == 4
+    assert (one.progress.tokens, four.progress.tokens) == (4 * 2 * 16, 4 * 4 * 2 * 16)
+
+
+def test_metrics_hold_every_component_and_look_where_they_should(start, tiny_experiment):
+    session = start(tiny_experiment(train__steps=5, train__log_every=2, train__eval_every=3)).train()
+    lines = metrics_of(session)
+    assert [line["step"] for line in lines if "lr" in line] == [2, 4, 5]
+    assert [line["step"] for line in lines if "val_ppl" in line] == [0, 3, 5]
+    for entry in lines:
+        if "lr" in entry:
+            total = sum(entry[f"loss_{name}_weighted"] for name in ("ce", "forward_kl"))
+            # float32 sums.
+            assert entry["loss_total"] == pytest.approx(total, rel=1e-6)
+            assert {"grad_norm", "temperature", "temperature_gradient", "valid_tokens", "tokens"} <= entry.keys()
+        else:
+            assert entry["val_ppl"] == pytest.approx(math.exp(entry["val_ce"]), rel=1e-12)
+
+
+def test_validation_does_not_depend_on_the_schedule_nor_move_anything(start, tiny_experiment):
+    session = start(tiny_experiment(distillation__temperature__init=3.0)).train()
+    setting, split = session.setting, session.setting.text.validation
+    states = watch_teacher(setting, split, "validation")
+    before = {name: p.detach().clone() for name, p in setting.module.named_parameters()}
+    first = evaluate(setting, split, states, "validation")
+    with torch.no_grad():
+        setting.module.temperature.raw.fill_(-1.0)
+    again = evaluate(setting, split, states, "validation")
+    assert (first.student_ppl, first.kl_to_teacher) == (again.student_ppl, again.kl_to_teacher)
+    assert all(torch.equal(p, before[n]) for n, p in setting.module.named_parameters() if n != "temperature.raw")
+    assert setting.module.training
+
+
+def test_a_step_that_is_not_finite_ends_in_a_sentence_and_spoils_nothing(start, tiny_experiment):
+    session = start(tiny_experiment(train__steps=20, train__lr=1e20, train__clip=1e20))
+    with pytest.raises(UserError, match=r"training broke down in step \d+: .* lower train\.lr") as error:
+        session.train()
+    assert "\n" not in str(error.value)
+    assert all(bool(torch.isfinite(p).all()) for p in session.setting.module.parameters())
+
+
+# What is said
+
+
+def test_at_most_one_line_per_interval_and_nothing_printed(start, tiny_experiment, caplog, capfd):
+    session = start(tiny_experiment(train__steps=10, train__log_every=5, train__eval_every=2))
+    with caplog.at_level(logging.INFO, "asnn_goose"):
+        session.train()
+    lines = [record.getMessage() for record in caplog.records if record.name == "asnn_goose.train.loop"]
+    steps = [line for line in lines if line.startswith("step ")]
+    assert [line.split()[1] for line in steps] == ["5/10", "10/10"]
+    assert set(lines) - set(steps) <= {"computing the teacher's states on validation text (once)"}
+    for word in ("loss ", "ce ", "forward_kl ", "tok/s ", "val_ppl ", "ETA "):
+        assert all(word in line for line in steps), word
+    printed = capfd.readouterr()
+    # Not on a terminal, so there is no bar either.
+    assert printed.out == printed.err == ""
+
+
+def test_a_log_line_shows_the_numbers():
+    metrics = {"loss_total": 3.25, "loss_ce_raw": 5.0, "loss_ce_weighted": 1.5, "loss_forward_kl_raw": 2.5, "lr": 1.0}
+    text = line(7, 40, metrics, {"val_ppl": "512.3", "tok/s": "411"}, 3725.0)
+    assert text == "step 7/40  loss 3.25  ce 5  forward_kl 2.5  val_ppl 512.3  tok/s 411  ETA 1:02:05"
+
+
+def test_the_second_interrupt_ends_at_once_and_the_handler_is_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_interrupt() as asked:
+        assert asked == [False]
+        signal.raise_signal(signal.SIGINT)
+        assert asked == [True]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_leaves_a_checkpoint(start, tiny_experiment):
+    session = start(tiny_experiment(train__checkpoint_every=1000), stopping_at(1))
+    with pytest.raises(Interrupted):
+        session.train()
+    assert (session.folder.checkpoints / NAME).is_file()
