@@ -61,12 +61,10 @@ def _folder(kind: str) -> Path:
 
 
 def _quiet_libraries() -> None:
-    """Settings that libraries read once, so that this must precede their import: no chatter, no spinning threads."""
+    """Keep libraries from talking over the progress bar; must precede their import."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # torch and numba each bring a pool of threads; waiting threads that spin would take the cores from the other pool.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _keep_freed_memory()
 
 

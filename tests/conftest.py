@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from asnn_goose import cli
 from asnn_goose.config import Experiment, load_experiment
 from asnn_goose.models import GooseConfig, GooseForCausalLM, Teacher
 
@@ -115,6 +116,19 @@ def tiny_experiment(tiny_flags: Callable[..., list[str]]) -> Callable[..., Exper
         return load_experiment(version, tiny_flags(**changes)).experiment
 
     return experiment
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_teacher: Path, tiny_text: Path, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of one finished run of v11_1 through the command line; its report is in ``reports`` three levels up."""
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASNN_GOOSE_CACHE", str(tiny_cache))
+        patch.setenv("ASNN_GOOSE_RUNS", str(root / "runs"))
+        patch.setenv("ASNN_GOOSE_REPORTS", str(root / "reports"))
+        assert cli.main("v11_1", flags_for(tiny_teacher, tiny_text)) == 0
+    (folder,) = (root / "runs" / "v11_1").iterdir()
+    return folder
 
 
 @pytest.fixture

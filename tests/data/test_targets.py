@@ -28,7 +28,7 @@ class _Counted:
     def __call__(self, input_ids: Tensor) -> Tensor:
         self.calls += 1
         # Not contiguous, as a slice of a teacher's states may be.
-        return torch.stack([input_ids, input_ids + 0.5, -input_ids], -1)[..., :2].to(torch.bfloat16)
+        return torch.stack([input_ids, input_ids + 0.5, -input_ids], -1).to(torch.bfloat16)[..., :2]
 
 
 def _batches(count: int = 3) -> list[Batch]:

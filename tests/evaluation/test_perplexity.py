@@ -178,11 +178,16 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.88 <= covered / 200 <= 0.99
 
 
-def test_long_windows_weigh_more_and_equal_ones_leave_no_doubt():
+def test_windows_weigh_as_much_as_they_have_tokens():
+    # 20 tokens at 1 nat and 180 at 3: 2.8 nats a token, though the windows' own means average to 2.
+    comparison = _windows(np.repeat([1.0, 27.0], 20), np.repeat([1.0, 9.0], 20))
+    low, high = comparison.interval()
+    assert comparison.student_ppl == pytest.approx(math.exp(2.8))
+    assert math.exp(2.4) < low < math.exp(2.8) < high < math.exp(3.0)
+
+
+def test_equal_windows_leave_no_doubt():
     low, high = _windows(np.array([20.0, 4.0]), np.array([10.0, 2.0])).interval()
-    assert low == pytest.approx(math.exp(2.0)) and high == pytest.approx(math.exp(2.0))
-    # Draws of (a, a), (a, b), (b, b): the mean is over tokens, so the mixed draw gives 22 / 11.
-    low, high = _windows(np.array([2.0, 20.0]), np.array([1.0, 10.0])).interval(resamples=50)
     assert low == pytest.approx(math.exp(2.0)) and high == pytest.approx(math.exp(2.0))
 
 

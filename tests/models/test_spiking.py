@@ -3,9 +3,6 @@
 Shapes: N tokens, C channels, O outputs, T micro-steps.
 """
 
-import itertools
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -51,18 +48,13 @@ def _counts(x_NC: Tensor, neuron: Neuron) -> tuple[np.ndarray, np.ndarray]:
     decay = torch.as_tensor(neuron.decay).detach().double().expand(C).numpy()
     theta = neuron.log_threshold.detach().exp().expand(C).numpy()
     counts, gains = np.zeros(x.shape), np.zeros(x.shape)
-    for n, c in itertools.product(range(x.shape[0]), range(x.shape[1])):
+    for n, c in np.ndindex(x.shape):
         scale = np.abs(x[n]).mean() if s["scale"] == "token" else 1.0
         gains[n, c] = theta[c] * scale
         v = 0.0
         for _ in range(s["steps"]):
             v = decay[c] * v + x[n, c] / gains[n, c]
-            if v >= 1.0:
-                spike = 1
-            elif v <= -1.0 and s["kind"] == "ternary":
-                spike = -1
-            else:
-                spike = 0
+            spike = int(v >= 1.0) - int(v <= -1.0 and s["kind"] == "ternary")
             counts[n, c] += spike
             v = v - spike if s["reset"] == "soft" else v * (spike == 0)
     return counts, gains
@@ -107,7 +99,7 @@ def test_without_decay_it_rounds_towards_zero_to_the_nearest_of_its_levels(curre
     kind = "binary" if binary else "ternary"
     neuron = Neuron(1, _settings(kind=kind, steps=steps, threshold=1.0, scale="none", learn_threshold="fixed"), "auto")
     s, _ = neuron.double()(torch.tensor([[current]], dtype=torch.float64))
-    expected = math.copysign(min(steps, math.floor(steps * abs(current))), current)
+    expected = np.copysign(min(steps, np.floor(steps * abs(current))), current)
     assert s.item() == (max(0.0, expected) if binary else expected) / steps
 
 
@@ -192,8 +184,7 @@ def test_controls_have_one_form(kind):
 def test_bfloat16_products_see_exact_counts(steps, form):
     linear = SpikingLinear(C, C, _settings(steps=steps, threshold=2.0), "auto")
     linear.form = form
-    with torch.no_grad():
-        linear.weight.copy_(torch.eye(C))
+    torch.nn.init.eye_(linear.weight)
     x_NC = _currents(200, C).float()
     with torch.autocast("cpu", torch.bfloat16):
         y_NC = linear(x_NC)
@@ -222,8 +213,7 @@ def _slope(linear: SpikingLinear, x_NC: Tensor, step: float = 1e-6) -> float:
 def test_above_the_range_the_output_is_the_threshold_and_so_is_its_slope(kind, scale):
     # The rectangle is 0 that far from the threshold, so the surrogate adds nothing: d(theta s)/d theta = s.
     linear = _linear(kind=kind, scale=scale, surrogate="rectangle", threshold=0.01)
-    x_NC = _currents(N, C)
-    x_NC = x_NC + x_NC.sign()
+    x_NC = _currents(N, C) + _currents(N, C).sign()
     linear(x_NC).sum().backward()
     gradient = linear.neuron.log_threshold.grad
     assert gradient is not None
@@ -262,8 +252,7 @@ def test_the_quantised_twin_is_straight_through_in_range_and_flat_beyond_it():
 def test_a_surrogate_moves_the_threshold_of_a_silent_neuron_down():
     linear = _linear(kind="ternary", threshold=5.0, scale="none", surrogate="atan")
     x_NC = torch.full((1, C), 0.9, dtype=torch.float64)
-    with torch.no_grad():
-        linear.weight.fill_(1.0)
+    torch.nn.init.ones_(linear.weight)
     (-linear(x_NC).sum()).backward()  # a loss that wants more
     gradient = linear.neuron.log_threshold.grad
     assert not linear(x_NC).any() and gradient is not None and gradient > 0

@@ -39,12 +39,18 @@ def load(session, fingerprint: str | None = None):
     )
 
 
+def seed(value: int) -> None:
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
 def test_random_states_and_counters_come_back(finished):
     finished.progress.train_seconds = 12.5
-    random.seed(5), np.random.seed(6), torch.manual_seed(7)
+    seed(5)
     save(finished)
     expected = random.random(), np.random.rand(), torch.rand(3)
-    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    seed(0)
     progress = load(finished)
     assert progress == finished.progress and progress.tokens == 4 * 2 * 16
     found = random.random(), np.random.rand(), torch.rand(3)

@@ -1,0 +1,149 @@
+"""The numbers of a finished run, computed again from the files that it left."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from asnn_goose.config import load_dump
+from asnn_goose.errors import UserError
+from asnn_goose.reporting import Result, RunFolder, load_result, read_metrics
+from asnn_goose.train.checkpoint import NAME
+from asnn_goose.train.measure import Clock, continue_prompt, save_student
+from asnn_goose.train.setting import prepare
+
+PROMISED = {
+    "": "version parent seed fingerprint scale tokens_seen wall_seconds tokens_per_second peak_memory_bytes "
+    "ratio_to_teacher kl_to_teacher top1_agreement knowledge_retention",
+    "teacher": "name test_ppl",
+    "student": "test_ppl val_ppl bits_per_byte parameters",
+    "baselines": "unigram_ppl bigram_ppl bigram_full_ppl",
+    "spikes": "rate zero_fraction operand_fraction dead_fraction saturated_fraction per_layer",
+    "energy": "student_joules_per_token teacher_joules_per_token by_kind",
+}
+"""Names of result.json that other code may rely on, by the branch that they hang on."""
+
+
+@pytest.fixture(scope="module")
+def result(tiny_run) -> Result:
+    return load_result(tiny_run / "result.json")
+
+
+@pytest.fixture
+def setting(tiny_run, tiny_flags):
+    """The run's text and teacher again, and a student that has not been trained."""
+    return prepare(load_dump((tiny_run / "config.yaml").read_text()))
+
+
+def test_every_promised_name_is_there(tiny_run):
+    tree = json.loads((tiny_run / "result.json").read_text())
+    for branch, names in PROMISED.items():
+        for name in names.split():
+            assert (tree[branch] if branch else tree)[name] not in (None, {}, [], ""), f"{branch}.{name}"
+
+
+def test_the_saved_student_has_the_reported_perplexities(tiny_run, result, setting):
+    student = AutoModelForCausalLM.from_pretrained(tiny_run / "student").eval()
+    test, validation = (logits_of(student, setting, split) for split in (setting.text.test, setting.text.validation))
+    # The head's product over other tiles of rows, in float32.
+    assert result.student.test_ppl == pytest.approx(math.exp(nll(*test).mean()), rel=1e-4)
+    assert result.student.val_ppl == pytest.approx(math.exp(nll(*validation).mean()), rel=1e-4)
+    student_NV, teacher_NV, targets_N = test
+    assert result.teacher.test_ppl == pytest.approx(math.exp(nll(teacher_NV, teacher_NV, targets_N).mean()), rel=1e-4)
+    kl_N = (F.softmax(teacher_NV, -1) * (F.log_softmax(teacher_NV, -1) - F.log_softmax(student_NV, -1))).sum(-1)
+    assert result.kl_to_teacher == pytest.approx(kl_N.mean().item(), rel=1e-4)
+    right = student_NV.argmax(-1) == targets_N, teacher_NV.argmax(-1) == targets_N
+    assert result.top1_agreement == pytest.approx((student_NV.argmax(-1) == teacher_NV.argmax(-1)).double().mean())
+    assert result.knowledge_retention == pytest.approx(int((right[0] & right[1]).sum()) / max(1, int(right[1].sum())))
+    assert result.ratio_to_teacher == pytest.approx(result.student.test_ppl / result.teacher.test_ppl, rel=1e-12)
+    bits = nll(*test).sum() / math.log(2) / setting.text.test.predicted_bytes
+    assert result.student.bits_per_byte == pytest.approx(bits, rel=1e-4)
+    assert result.evaluation.test_tokens == len(targets_N)
+
+
+@torch.no_grad()
+def logits_of(student, setting, split) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(student's [N, V], teacher's [N, V], targets [N]) over the predicted positions, in float64."""
+    rows = []
+    for batch in split.batches:
+        keep = batch.mask[:, 1:]
+        pair = student(batch.input_ids).logits, setting.teacher.model(batch.input_ids).logits
+        pair = [logits[:, :-1, : setting.teacher.vocab_size][keep].double() for logits in pair]
+        rows.append((*pair, batch.input_ids[:, 1:][keep]))
+    student_NV, teacher_NV, targets_N = (torch.cat(part) for part in zip(*rows, strict=True))
+    return student_NV, teacher_NV, targets_N
+
+
+def nll(logits_NV: torch.Tensor, _: torch.Tensor, targets_N: torch.Tensor) -> np.ndarray:
+    return F.cross_entropy(logits_NV, targets_N, reduction="none").numpy()
+
+
+def test_the_student_folder_is_whole_and_generates(tiny_run, setting):
+    student: Any = AutoModelForCausalLM.from_pretrained(tiny_run / "student").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run / "student")
+    assert tokenizer.get_vocab() == setting.teacher.tokenizer.get_vocab()
+    ids = tokenizer("bake lomi", return_tensors="pt").input_ids
+    with torch.no_grad():
+        out = student.generate(ids, max_new_tokens=8, do_sample=False)
+    assert out.shape == (1, ids.shape[1] + 8) and torch.equal(out[:, : ids.shape[1]], ids)
+    saved = torch.load(tiny_run / "checkpoints" / NAME, weights_only=False)["parameters"]
+    for name, parameter in student.named_parameters():
+        if f"student.{name}" in saved:
+            assert torch.equal(parameter, saved[f"student.{name}"]), name
+
+
+def test_counts_and_clocks_add_up(tiny_run, result):
+    assert (result.steps, result.tokens_seen) == (4, 4 * 2 * 16)
+    assert {"preparation", "training", "evaluation", "baselines", "sample"} <= result.seconds_by_phase.keys()
+    # The phases follow each other; each is rounded to 10 ms.
+    assert sum(result.seconds_by_phase.values()) <= result.wall_seconds + 0.1
+    training = result.tokens_seen / result.tokens_per_second
+    assert 0.0 < training <= result.seconds_by_phase["training"] + 0.01
+    assert result.peak_memory_bytes > 100e6  # torch alone
+    assert result.student.trained_parameters == result.student.parameters - 257 * 32
+    last = [line for line in read_metrics(tiny_run / "metrics.jsonl") if "temperature" in line][-1]
+    assert last["step"] == 4 and last["tokens"] == result.tokens_seen
+    saved = torch.load(tiny_run / "checkpoints" / NAME, weights_only=False)["parameters"]["temperature.raw"]
+    assert result.temperature_final == pytest.approx(1.0 + 4.0 * torch.sigmoid(saved).item(), rel=1e-6)
+
+
+def test_the_bigram_of_the_seen_tokens_knows_less_than_that_of_all_text(result):
+    assert result.baselines.bigram_full_ppl < result.baselines.bigram_ppl
+    assert result.baselines.bigram_full_ppl < result.baselines.unigram_ppl
+
+
+def test_the_raster_is_that_of_the_prompt(tiny_run, result):
+    assert result.raster is not None and result.sample is not None
+    with np.load(tiny_run / result.raster.file) as arrays:
+        tokens, spikes = arrays["tokens"].tolist(), arrays["spikes"]
+    assert "".join(tokens) == result.sample.prompt and len(tokens) == 16
+    assert spikes.shape == (16 * 4, 32) and set(np.unique(spikes)) <= {-1, 0, 1}
+    assert 0.02 < np.abs(spikes).mean() < 0.9
+
+
+def test_a_short_first_document_is_not_prompted_with_its_padding(setting):
+    first = setting.text.validation.batches[0]
+    first.mask[0, 5:] = False
+    assert continue_prompt(setting).prompt == setting.teacher.tokenizer.decode(first.input_ids[0, :5])
+
+
+def test_a_full_disk_leaves_no_half_student(setting, tiny_run, tmp_path, disk_with_room_for):
+    folder = RunFolder(tmp_path, RunFolder.open(tiny_run).provenance)
+    with disk_with_room_for(20_000), pytest.raises(UserError, match=r"student .*free some space"):
+        save_student(setting, folder)
+    assert list(tmp_path.iterdir()) == []
+    save_student(setting, folder)
+    assert (folder.student / "model.safetensors").is_file()
+
+
+def test_a_clock_counts_what_fails_too():
+    clock = Clock()
+    clock.time("one", lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        clock.time("one", lambda: 1 / 0)
+    assert list(clock.seconds) == ["one"] and clock.seconds["one"] >= 0.0
