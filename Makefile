@@ -54,9 +54,10 @@ $(STAMP):
 run: setup
 	@$(VENV_PYTHON) experiments/v11_1.py $(ARGS)
 
+# One thread: the tests are many small products, and a second thread would mostly wait.
 test: lint
 	@echo "Testing"
-	@$(VENV_PYTHON) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest $(ARGS)
 
 lint: setup
 	@echo "Linting: ruff, pyright, import-linter"

@@ -1,4 +1,6 @@
-"""Operations and energy per token, counted from shapes and measured spikes; teacher and student the same way.
+"""Operations and energy per token, counted from shapes and measured spikes.
+
+Teacher and student are counted the same way, but that the teacher's norms and gates are left out (in its favour).
 
 An analog operand costs a multiply-accumulate per weight. A spike in {-1, 0, 1} costs one addition per weight it meets,
 and nothing where it is 0: rate x T x weights additions. Energies are those of 45 nm hardware in float32 (Horowitz,

@@ -98,7 +98,7 @@ def test_delta_holds_exactly_what_a_version_changes(root: Path):
     assert delta(load(root, "colder"), load(root, "binary")) == {
         "seed": (0, 5),
         "distillation.temperature.init": (2.0, 1.0),
-        "train.lr": (2e-3, 0.5),
+        "train.lr": (5e-4, 0.5),
     }
 
 

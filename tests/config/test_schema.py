@@ -39,14 +39,16 @@ def test_an_experiment_cannot_be_changed_after_it_was_made():
 
 
 def test_every_field_is_read_outside_the_configuration():
-    """By the attribute's name alone: a field whose name another object shares may slip through."""
-    read = {
-        node.attr
+    """By the name alone, as an attribute or (the neurons' settings are a mapping) as a whole string: a field whose name
+    another object shares may slip through."""
+    nodes = [
+        node
         for path in PACKAGE.rglob("*.py")
         if path.parent.name != "config"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-    }
+    ]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    read |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     names = {part for path in keys() if path not in IDENTITY for part in path.split(".")} - set(get_args(LossName))
     # total_steps, which the training loop calls, reads these on its behalf.
     if "total_steps" in read:
