@@ -1,7 +1,9 @@
 """A teacher and a text small enough for a whole run in seconds; both real, and made anew by each test session."""
 
+import contextlib
+import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +65,23 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_texts(tmp_path_factory.mktemp("text") / "texts")
 
 
+@contextlib.contextmanager
+def logger_put_back() -> Iterator[None]:
+    """The command line takes the project's logger for its process; here other tests follow."""
+    logger = logging.getLogger("asnn_goose")
+    before = logger.handlers[:], logger.level, logger.propagate
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.fixture(autouse=True)
+def _logger_put_back() -> Iterator[None]:
+    with logger_put_back():
+        yield
+
+
 def flags_for(teacher: Path, text: Path, **changes: object) -> list[str]:
     """Flags of a run of four steps; the keyword ``train__lr`` sets ``--train.lr``, and None leaves a flag out."""
     base: dict[str, object] = {
@@ -122,7 +141,7 @@ def tiny_experiment(tiny_flags: Callable[..., list[str]]) -> Callable[..., Exper
 def tiny_run(tiny_teacher: Path, tiny_text: Path, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of one finished run of v11_1 through the command line; its report is in ``reports`` three levels up."""
     root = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, logger_put_back():
         patch.setenv("ASNN_GOOSE_CACHE", str(tiny_cache))
         patch.setenv("ASNN_GOOSE_RUNS", str(root / "runs"))
         patch.setenv("ASNN_GOOSE_REPORTS", str(root / "reports"))

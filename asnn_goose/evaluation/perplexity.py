@@ -4,6 +4,7 @@ Shapes: B windows, L tokens, N predicted positions, E channels, V vocabulary, W 
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +43,9 @@ class Comparison:
 
     @property
     def student_ppl(self) -> float:
-        """exp of the token-mean cross-entropy."""
-        return math.exp(self.student_nll_W.sum() / self.tokens)
+        """exp of the token-mean cross-entropy; infinite for a student so far astray that float64 ends before it."""
+        mean = self.student_nll_W.sum() / self.tokens
+        return math.exp(mean) if mean < math.log(sys.float_info.max) else math.inf
 
     @property
     def teacher_ppl(self) -> float:

@@ -106,8 +106,10 @@ def line(step: int, total: int, metrics: Mapping[str, float], shown: Mapping[str
     return "  ".join([*parts, f"ETA {tqdm.format_interval(seconds_left)}"])
 
 
-def train(setting: Setting, recorder: Recorder, progress: Progress) -> Progress:
-    """Go from ``progress`` to the last step.
+def train(setting: Setting, recorder: Recorder, progress: Progress) -> Comparison | None:
+    """Go from ``progress``, which counts on, to the last step; returns what the look after that step saw.
+
+    None where there was no step left to take, and on processes other than the main one.
 
     Raises:
         Interrupted: Ctrl-C; a checkpoint was written first.
@@ -119,6 +121,7 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Progress:
     started, session = progress.wall_seconds, time.monotonic()
     validation = watch_teacher(setting, setting.text.validation, "validation")
     shown: dict[str, str] = {}
+    seen = None
 
     def save() -> None:
         progress.wall_seconds = started + time.monotonic() - session
@@ -132,7 +135,8 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Progress:
                 setting.fingerprint,
             )
 
-    def look() -> None:
+    def look() -> Comparison | None:
+        seen = None
         if engine.rank == 0:
             seen = evaluate(setting, setting.text.validation, validation, "validation")
             shown["val_ppl"] = f"{seen.student_ppl:.1f}"
@@ -146,6 +150,7 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Progress:
                 },
             )
         engine.barrier()
+        return seen
 
     def step() -> tuple[dict[str, float], int]:
         lr = set_learning_rates(optimisers.student, config, progress.step, total)
@@ -186,7 +191,7 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Progress:
                 left = (total - progress.step) * (time.monotonic() - session) / (progress.step - first)
                 _log.info(line(progress.step, total, metrics, shown, left))
             if progress.step % config.eval_every == 0 or last:
-                look()
+                seen = look()
             bar.set_postfix(shown)
             # Every process must leave after the same step, or one would wait for the others for ever.
             stop = engine.sum(float(asked[0])) > 0
@@ -196,4 +201,4 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Progress:
                 engine.barrier()
                 raise Interrupted
     progress.wall_seconds = started + time.monotonic() - session
-    return progress
+    return seen

@@ -35,8 +35,6 @@ from asnn_goose.train.checkpoint import Progress
 from asnn_goose.train.loop import autocast, evaluate, watch_teacher
 from asnn_goose.train.setting import Setting, seen_tokens
 
-FIRING_BATCHES = 4
-"""Evaluation batches on which the neurons are watched."""
 PROMPT_TOKENS, NEW_TOKENS = 16, 40
 RASTER_SITE = "channel_key"
 
@@ -56,8 +54,22 @@ class Clock:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - begun
 
 
-def measure(setting: Setting, folder: RunFolder, progress: Progress, clock: Clock, wall: Callable[[], float]) -> Result:
-    """Evaluate on validation and, once, on test text; save the student; return the run's record."""
+def measure(
+    setting: Setting,
+    folder: RunFolder,
+    progress: Progress,
+    looked: Comparison | None,
+    clock: Clock,
+    wall: Callable[[], float],
+) -> Result:
+    """Evaluate once on test text, and on validation text where training has not; save the student; return the record.
+
+    Args:
+        setting, folder, progress: of the run that has taken its last step.
+        looked: what training saw on validation text after that step.
+        clock: gets the seconds of each phase.
+        wall: seconds since the run's beginning.
+    """
     experiment, text, teacher = setting.experiment, setting.text, setting.teacher
     module = setting.module
     student: GooseForCausalLM = module.student
@@ -65,16 +77,14 @@ def measure(setting: Setting, folder: RunFolder, progress: Progress, clock: Cloc
     def compared(split, name):
         return evaluate(setting, split, watch_teacher(setting, split, name), name)
 
-    validation: Comparison = clock.time("evaluation", lambda: compared(text.validation, "validation"))
+    validation = looked or clock.time("evaluation", lambda: compared(text.validation, "validation"))
     test: Comparison = clock.time("evaluation", lambda: compared(text.test, "test"))
     baselines = clock.time("baselines", lambda: count_baselines(setting, progress.tokens))
 
     def look_at_neurons():
         module.eval()
         with torch.no_grad(), autocast(setting):
-            return measure_firing(
-                student, lambda ids: module.states(ids.to(setting.engine.device)), text.test.batches[:FIRING_BATCHES]
-            )
+            return measure_firing(student, lambda ids: module.states(ids.to(setting.engine.device)), text.test.batches)
 
     sites: list[SiteFiring] = clock.time("evaluation", look_at_neurons)
     sample = clock.time("sample", lambda: continue_prompt(setting))

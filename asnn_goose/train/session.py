@@ -72,12 +72,12 @@ def run_session(
         experiment.model_dump(mode="json"),
     )  # fmt: skip
     try:
-        clock.time("training", lambda: train(setting, Recorder(folder, tracker), progress))
+        validation = clock.time("training", lambda: train(setting, Recorder(folder, tracker), progress))
         setting.engine.barrier()
         if folder is None:
             return None
         _log.info("measuring on test text")
-        result = measure(setting, folder, progress, clock, lambda: before + time.monotonic() - begun)
+        result = measure(setting, folder, progress, validation, clock, lambda: before + time.monotonic() - begun)
         folder.write_result(result)
         return write_report(folder.path, reports_root, runs_root)
     except (Interrupted, KeyboardInterrupt) as stop:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from asnn_goose.config import Experiment, dump
+from asnn_goose.evaluation.perplexity import Comparison
 from asnn_goose.reporting import RunFolder, collect_provenance
 from asnn_goose.train import checkpoint
 from asnn_goose.train.checkpoint import Progress
@@ -25,10 +26,12 @@ class Session:
     folder: RunFolder
     progress: Progress
     recorder: Recorder
+    seen: Comparison | None = None
+    """What the look after the last step saw."""
 
     def train(self) -> "Session":
         """Take the steps that are left."""
-        train(self.setting, self.recorder, self.progress)
+        self.seen = train(self.setting, self.recorder, self.progress)
         return self
 
 

@@ -37,7 +37,7 @@ def metrics_of(session) -> list[dict]:
 
 
 def results_of(session) -> dict:
-    result = measure(session.setting, session.folder, session.progress, Clock(), lambda: 0.0)
+    result = measure(session.setting, session.folder, session.progress, session.seen, Clock(), lambda: 0.0)
     return {k: v for k, v in json.loads(result.model_dump_json()).items() if k not in RUN_TIMES}
 
 
@@ -90,6 +90,7 @@ def test_resumed_equals_uninterrupted(start, go_on, tiny_experiment, stop):
     assert_same(resumed, straight)
     assert straight.setting.module.temperature is not None
     assert abs(straight.setting.module.temperature()[1].item() - 3.0) > 0.01
+    assert (resumed.seen is None) == (stop == 6) and straight.seen is not None
     assert results_of(resumed) == results_of(straight)
 
 
@@ -153,6 +154,15 @@ def test_validation_does_not_depend_on_the_schedule_nor_move_anything(start, tin
     assert (first.student_ppl, first.kl_to_teacher) == (again.student_ppl, again.kl_to_teacher)
     assert all(torch.equal(p, before[n]) for n, p in setting.module.named_parameters() if n != "temperature.raw")
     assert setting.module.training
+
+
+def test_a_student_gone_astray_has_an_infinite_perplexity_and_no_traceback(start, tiny_experiment):
+    setting = start(tiny_experiment()).setting
+    with torch.no_grad():
+        setting.module.student.model.norm.get_parameter("weight").mul_(1e4)
+    split = setting.text.validation
+    seen = evaluate(setting, split, watch_teacher(setting, split, "validation"), "validation")
+    assert seen.student_nll_W.sum() / seen.tokens > 709 and seen.student_ppl == math.inf
 
 
 def test_a_step_that_is_not_finite_ends_in_a_sentence_and_spoils_nothing(start, tiny_experiment):
