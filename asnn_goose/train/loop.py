@@ -3,7 +3,7 @@
 import logging
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -57,15 +57,24 @@ def watch_teacher(setting: Setting, split: EvaluationSet, what: str) -> list[Ten
     return setting.teacher_states(split, announce)
 
 
-def evaluate(setting: Setting, split: EvaluationSet, teacher_states: list[Tensor], what: str) -> Comparison:
-    """Student against teacher on a fixed set, in eval mode and at temperature 1: free of any schedule."""
+def evaluate(
+    setting: Setting,
+    split: EvaluationSet,
+    teacher_states: list[Tensor],
+    what: str,
+    states: Callable[[Tensor], Tensor] | None = None,
+) -> Comparison:
+    """Student against teacher on a fixed set, in eval mode and at temperature 1: free of any schedule.
+
+    ``states`` gives the student's states of each batch in turn, where they are known already.
+    """
     module = setting.module
     module.eval()
     try:
         with torch.no_grad(), autocast(setting):
             head_VE = module.head_VC()
             batches = watch(split.batches, what)
-            return compare(module.states, head_VE, teacher_states, setting.teacher.head_VE, batches)
+            return compare(states or module.states, head_VE, teacher_states, setting.teacher.head_VE, batches)
     finally:
         module.train()
 
@@ -171,8 +180,6 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
         dynamic_ncols=True, disable=True if engine.rank else None,
     )  # fmt: skip
     with stop_on_interrupt() as asked, bar:
-        if progress.step == 0:
-            look()
         module.train()
         first = progress.step
         while progress.step < total:

@@ -74,19 +74,23 @@ def measure(
     module = setting.module
     student: GooseForCausalLM = module.student
 
-    def compared(split, name):
-        return evaluate(setting, split, watch_teacher(setting, split, name), name)
+    def compared(split, name, states=None):
+        return evaluate(setting, split, watch_teacher(setting, split, name), name, states)
 
-    validation = looked or clock.time("evaluation", lambda: compared(text.validation, "validation"))
-    test: Comparison = clock.time("evaluation", lambda: compared(text.test, "test"))
-    baselines = clock.time("baselines", lambda: count_baselines(setting, progress.tokens))
-
-    def look_at_neurons():
+    def compared_and_watched():
+        # One pass of the student serves both: its states are kept while its neurons are watched.
+        kept: list[torch.Tensor] = []
         module.eval()
         with torch.no_grad(), autocast(setting):
-            return measure_firing(student, lambda ids: module.states(ids.to(setting.engine.device)), text.test.batches)
+            sites = measure_firing(
+                student, lambda ids: kept.append(module.states(ids.to(setting.engine.device))), text.test.batches
+            )
+        known = iter(kept)
+        return compared(text.test, "test", lambda _: next(known)), sites
 
-    sites: list[SiteFiring] = clock.time("evaluation", look_at_neurons)
+    validation = looked or clock.time("evaluation", lambda: compared(text.validation, "validation"))
+    test, sites = clock.time("evaluation", compared_and_watched)
+    baselines = clock.time("baselines", lambda: count_baselines(setting, progress.tokens))
     sample = clock.time("sample", lambda: continue_prompt(setting))
     raster = clock.time("sample", lambda: draw_raster(setting, folder))
     save_student(setting, folder)
