@@ -76,7 +76,7 @@ class _Operands:
 
 @torch.no_grad()
 def measure_firing(
-    student: GooseForCausalLM, states: Callable[[Tensor], Tensor], batches: Sequence[Any]
+    student: GooseForCausalLM, states: Callable[[Tensor], object], batches: Sequence[Any]
 ) -> list[SiteFiring]:
     """Run ``states`` over ``batches`` and count what every neuron emits; padding is counted like text.
 
