@@ -103,11 +103,11 @@ def _plan(invocation: Invocation) -> str:
     """What a run would do, without doing it."""
     experiment = invocation.experiment
     train = experiment.train
-    per_step = train.batch_size * train.accumulate * train.devices * experiment.data.window
+    window = experiment.data.window
     lines = [
         f"{experiment.version}: {experiment.question}",
         f"change: {experiment.change}",
-        f"scale {train.scale}: {train.total_steps(experiment.data.window)} optimiser steps of {per_step} tokens",
+        f"scale {train.scale}: {train.total_steps(window)} optimiser steps of {train.step_tokens(window)} tokens",
     ]
     if experiment.parent is not None:
         parent = load_experiment(experiment.parent, ["--scale", invocation.scale]).experiment

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import random
+import resource
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -80,6 +81,22 @@ def logger_put_back() -> Iterator[None]:
 def _logger_put_back() -> Iterator[None]:
     with logger_put_back():
         yield
+
+
+@pytest.fixture
+def disk_with_room_for() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Within it no file may grow beyond some bytes: the system fails as on a full disk, after a short write."""
+
+    @contextlib.contextmanager
+    def room(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return room
 
 
 def flags_for(teacher: Path, text: Path, **changes: object) -> list[str]:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import os
-import resource
 import shlex
 import shutil
 import signal
@@ -188,18 +187,7 @@ def test_a_corrupted_download_is_one_sentence(refused, tiny_flags, empty_index, 
 # Full disk
 
 
-@contextlib.contextmanager
-def disk_with_room_for(size: int):
-    """No file may grow beyond ``size`` bytes: the system then fails as on a full disk, after a short write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_disk_that_fills_up_loses_nothing(refused, tiny_flags, tiny_run, tmp_path):
+def test_a_disk_that_fills_up_loses_nothing(refused, tiny_flags, tiny_run, tmp_path, disk_with_room_for):
     """The first checkpoint does not fit; what was written until then stays, and a run with more room goes through."""
     folder = tmp_path / "run"
     flags = [*tiny_flags(train__checkpoint_every=2), f"--run-dir={folder}"]

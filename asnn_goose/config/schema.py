@@ -225,9 +225,13 @@ class TrainConfig(Settings):
     wandb: Literal["auto", "offline", "online", "off"] = "auto"
     """Weights & Biases; auto: online for a user who is logged in, else offline."""
 
+    def step_tokens(self, window: int) -> int:
+        """Training tokens of one optimiser step, all processes together."""
+        return self.batch_size * self.accumulate * self.devices * window
+
     def total_steps(self, window: int) -> int:
         """Optimiser steps of the whole run, all processes together."""
-        return self.steps or max(1, self.tokens // (self.batch_size * self.accumulate * self.devices * window))
+        return self.steps or max(1, self.tokens // self.step_tokens(window))
 
 
 class Experiment(Settings):

@@ -3,8 +3,6 @@
 Shapes: B windows, L tokens, N tokens in all, E teacher channels, C student channels.
 """
 
-import itertools
-
 import torch
 from torch import Tensor, nn
 
@@ -77,6 +75,9 @@ def build_student(
         if width == teacher.hidden_size:
             _copy_norm(student.model.norm, teacher)
         if settings.init == "regression":
+            if fit_BLE is None:
+                splits = fit_BL.to(teacher.model.device).split(WINDOWS)
+                fit_BLE = torch.cat([teacher.states(ids_BL) for ids_BL in splits])
             fit_projection(student, teacher, fit_BL, fit_BLE)
     return student
 
@@ -89,7 +90,7 @@ def _copy_norm(norm: nn.Module, teacher: Teacher) -> None:
 
 
 @torch.no_grad()
-def fit_projection(student: GooseForCausalLM, teacher: Teacher, fit_BL: Tensor, fit_BLE: Tensor | None) -> None:
+def fit_projection(student: GooseForCausalLM, teacher: Teacher, fit_BL: Tensor, fit_BLE: Tensor) -> None:
     """Start the student as the best linear guess of the teacher's last state from the current token alone.
 
     With e_n the normalised embedding of token n (and a constant 1), y_n the teacher's state behind its final norm
@@ -110,12 +111,9 @@ def fit_projection(student: GooseForCausalLM, teacher: Teacher, fit_BL: Tensor, 
     gram = torch.zeros(E + 1, E + 1, dtype=torch.float64, device=device)
     cross = torch.zeros(E + 1, E, dtype=torch.float64, device=device)
     inputs, targets = [], []
-    known = itertools.repeat(None) if fit_BLE is None else fit_BLE.split(WINDOWS)
-    for ids_BL, states_BLE in zip(fit_BL.split(WINDOWS), known, strict=False):
+    for ids_BL, states_BLE in zip(fit_BL.split(WINDOWS), fit_BLE.split(WINDOWS), strict=True):
         e_NE = student.model.embedding_norm(student.model.embeddings(ids_BL.to(device))).flatten(0, 1)
         e_NE = torch.cat([e_NE, e_NE.new_ones(e_NE.shape[0], 1)], -1)
-        if states_BLE is None:
-            states_BLE = teacher.states(ids_BL.to(teacher.model.device))
         y_NE = states_BLE.to(device, torch.float32).flatten(0, 1)
         y_NE = (y_NE if bias_E is None else y_NE - bias_E) / scale_E
         gram += (e_NE.T @ e_NE).double()

@@ -84,7 +84,7 @@ class Neuron(nn.Module):
         else:
             start = math.log(settings["decay"] / (1.0 - settings["decay"]))
             self.decay_logit = nn.Parameter(torch.full(shape[settings["learn_decay"]], start))
-        self._recorded: list[Tensor] | None = None
+        self._recorded: Tensor | None = None
 
     @property
     def threshold(self) -> Tensor:
@@ -135,7 +135,7 @@ class Neuron(nn.Module):
 
     def start_recording(self) -> None:
         """Count spikes from now on (see :meth:`stop_recording`)."""
-        self._recorded = [torch.zeros(4, self.channels, dtype=torch.int64)]
+        self._recorded = torch.zeros(4, self.channels, dtype=torch.int64)
 
     def _record(self, s: Tensor) -> None:
         assert self._recorded is not None
@@ -143,13 +143,13 @@ class Neuron(nn.Module):
         counts = (s.reshape(-1, self.channels).abs() * self.steps).round()
         full = (counts == self.steps).to(counts.dtype)
         new = torch.stack([counts.sum(0), counts.sign().sum(0), full.sum(0)])
-        self._recorded[0][:3] += new.to(torch.int64).cpu()
-        self._recorded[0][3] += counts.shape[0]
+        self._recorded[:3] += new.to(torch.int64).cpu()
+        self._recorded[3] += counts.shape[0]
 
     def stop_recording(self) -> SpikeStatistics:
         """Counts since :meth:`start_recording`."""
         assert self._recorded is not None, "start_recording comes first"
-        spikes_C, nonzero_C, full_C, tokens_C = self._recorded[0].unbind(0)
+        spikes_C, nonzero_C, full_C, tokens_C = self._recorded.unbind(0)
         self._recorded = None
         return SpikeStatistics(int(tokens_C[0]), spikes_C, nonzero_C, full_C)
 

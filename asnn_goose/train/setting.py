@@ -112,9 +112,8 @@ def prepare(experiment: Experiment) -> Setting:
     )
     torch.manual_seed(experiment.seed)
     total = train.total_steps(data.window)
-    read = total * train.accumulate * train.batch_size * engine.world_size * data.window
     # Not more than training will read: the baselines are fitted on exactly what the student saw.
-    fit_tokens = min(experiment.student.fit_tokens, read)
+    fit_tokens = min(experiment.student.fit_tokens, total * train.step_tokens(data.window))
     fit_BL = first_windows(text.shards["train"], data.window, experiment.seed, fit_tokens)
     fit_BLE = fit_states(teacher, fit_BL) if experiment.student.init == "regression" else None
     student = build_student(experiment.student, teacher, fit_BL, fit_BLE)
@@ -158,9 +157,7 @@ def first_windows(shard: TokenShard, window: int, seed: int, tokens: int) -> Ten
 
 def seen_tokens(shard: TokenShard, window: int, seed: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """(tokens, window starts) of what training has read, each window once: what the bigram may be fitted on."""
-    windows = TrainingWindows(shard, window, 1, seed)
-    count = min(tokens // window, windows.windows)
-    if count == 0:
+    if tokens < window:
         raise UserError(f"{tokens} training tokens are less than one window of {window}: raise train.tokens")
-    ids = np.concatenate([next(windows).input_ids.numpy() for _ in range(count)])
-    return ids.reshape(-1), np.arange(0, ids.size, window)
+    ids = first_windows(shard, window, seed, tokens).numpy().reshape(-1)
+    return ids, np.arange(0, ids.size, window)

@@ -39,6 +39,7 @@ class Distillation(nn.Module):
     def __init__(self, student: GooseForCausalLM, config: DistillationConfig):
         super().__init__()
         self.student = student
+        self._narrow_head: Tensor | None = None
         self.weights = {name: loss.weight for name, loss in config.losses.items()}
         temperature = config.temperature
         self.fixed_temperature = temperature.init
@@ -54,9 +55,9 @@ class Distillation(nn.Module):
         dtype = torch.bfloat16 if torch.is_autocast_enabled(weight_VC.device.type) else weight_VC.dtype
         if weight_VC.requires_grad or dtype == weight_VC.dtype:
             return weight_VC.to(dtype)
-        if "_narrow_head" not in self.__dict__:
-            self.__dict__["_narrow_head"] = weight_VC.detach().to(dtype)
-        return self.__dict__["_narrow_head"]
+        if self._narrow_head is None:
+            self._narrow_head = weight_VC.detach().to(dtype)
+        return self._narrow_head
 
     def states(self, input_ids: Tensor) -> Tensor:
         """The student's states [B, L, E] in front of its head."""

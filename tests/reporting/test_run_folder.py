@@ -1,6 +1,4 @@
-import contextlib
 import json
-import resource
 
 import numpy as np
 import pytest
@@ -21,17 +19,6 @@ def create(experiment, root, path=None):
 
     provenance = collect_provenance(experiment, "0123abcd" * 8, argv=["x.py"], overrides={})
     return RunFolder.create(root, experiment, dump(experiment), provenance, path)
-
-
-@contextlib.contextmanager
-def disk_with_room_for(size):
-    """No file may grow beyond `size` bytes: the system then fails as on a full disk, after a short write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_new_folder_holds_configuration_and_provenance(folder, make_experiment, tmp_path):
@@ -77,7 +64,7 @@ def test_replacing_keeps_the_old_file_when_the_writer_fails(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_keeps_the_old_file(tmp_path):
+def test_a_full_disk_keeps_the_old_file(tmp_path, disk_with_room_for):
     path = tmp_path / "result.json"
     write_text(path, "old")
     with disk_with_room_for(100), pytest.raises(UserError, match="disk is full"):
@@ -85,7 +72,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_loses_no_line_and_leaves_no_half_one(folder):
+def test_a_full_disk_loses_no_line_and_leaves_no_half_one(folder, disk_with_room_for):
     folder.log(1, loss_total=5.0)
     room = folder.metrics.stat().st_size + 10
     with disk_with_room_for(room), pytest.raises(UserError, match=r"disk is full .* --resume"):

@@ -1,8 +1,6 @@
-"""Runs of the tiny teacher in memory, and a disk that fills up."""
+"""Runs of the tiny teacher in memory."""
 
-import contextlib
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,19 +63,3 @@ def go_on() -> Callable[..., Session]:
         return Session(setting, folder, progress, Recorder(folder, _no_tracker()))
 
     return gone_on
-
-
-@pytest.fixture
-def disk_with_room_for() -> Callable[[int], contextlib.AbstractContextManager[None]]:
-    """Within it no file may grow beyond some bytes: the system fails as on a full disk, after a short write."""
-
-    @contextlib.contextmanager
-    def room(size: int) -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return room
