@@ -102,7 +102,8 @@ def load_experiment(name: str, argv: Sequence[str] = (), root: Path = CONFIGS) -
 
 def dump(experiment: Experiment) -> str:
     """YAML that `load_dump` turns back into an equal object."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    # Not allow_unicode: PyYAML writes U+0085 as it is then, and reads it back as a line's end.
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
 
 
 def load_dump(text: str, source: str = "configuration") -> Experiment:

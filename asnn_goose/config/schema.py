@@ -75,7 +75,7 @@ class StudentConfig(Settings):
     """Neurons in front of the receptance, key, value, output and channel-mix key products."""
     hidden_neuron: NeuronConfig = NeuronConfig()
     """Neurons behind relu^2, in front of the channel mix's value product."""
-    wkv_backend: Literal["auto", "reference", "torch_chunk"] = "auto"
+    wkv_backend: Literal["auto", "reference", "torch_chunk", "native", "fla"] = "auto"
     """Form of the WKV-7 recurrence."""
     wkv_chunk: PositiveInt = 32
     """Tokens per chunk of the chunked form."""

@@ -15,6 +15,7 @@ from asnn_goose.train import checkpoint
 from asnn_goose.train.checkpoint import Progress
 from asnn_goose.train.loop import Interrupted, Recorder, train
 from asnn_goose.train.measure import Clock, measure
+from asnn_goose.train.memory import keep_freed_memory
 from asnn_goose.train.setting import Setting, prepare
 from asnn_goose.train.tracking import Tracker
 
@@ -46,6 +47,7 @@ def run_session(
     if resume is not None and RunFolder.open(resume).result.exists():
         _log.info("%s is finished; writing its report again", resume)
         return write_report(resume, reports_root, runs_root)
+    keep_freed_memory()
     setting: Setting = clock.time("preparation", lambda: prepare(experiment))
     folder: RunFolder | None = None
     progress = Progress()

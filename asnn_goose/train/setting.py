@@ -16,7 +16,8 @@ from asnn_goose.data.loader import Batch, EvaluationSet, TrainingWindows, evalua
 from asnn_goose.data.targets import states_key, stored_states
 from asnn_goose.data.tokenize import TokenShard, tokenise
 from asnn_goose.errors import UserError
-from asnn_goose.kernels.lif import rate_backend
+from asnn_goose.kernels.lif import lif_backend
+from asnn_goose.kernels.wkv7 import wkv7_backend
 from asnn_goose.models import Teacher, build_student, load_teacher, require_same_vocabulary
 from asnn_goose.models.teacher import load_tokenizer
 from asnn_goose.train.engine import Engine
@@ -137,14 +138,15 @@ def prepare(experiment: Experiment) -> Setting:
 
 def resolved(experiment: Experiment, engine: Engine, teacher: Teacher, text: Text) -> dict[str, str]:
     """What the automatic choices came to, for the fingerprint."""
-    wkv = experiment.student.wkv_backend
     return {
         "teacher": teacher.fingerprint,
         "teacher_dtype": str(teacher.dtype).removeprefix("torch."),
         "corpus": text.corpus_key,
         "precision": engine.precision,
-        "wkv": "torch_chunk" if wkv == "auto" else wkv,
-        "lif": rate_backend(experiment.student.lif_backend, engine.device, torch.float32),
+        "wkv": wkv7_backend(
+            experiment.student.wkv_backend, engine.device, torch.float32, tokens=experiment.data.window
+        ),
+        "lif": lif_backend(experiment.student.lif_backend, engine.device, torch.float32),
     }
 
 

@@ -18,7 +18,8 @@ from spikingjelly.activation_based import neuron as spikingjelly
 from spikingjelly.activation_based import surrogate as spikingjelly_surrogate
 from torch import Tensor
 
-from asnn_goose.kernels.lif import _log_choice, lif, lif_rate, rate_backend
+from asnn_goose.kernels.backend import log_choice
+from asnn_goose.kernels.lif import lif, lif_backend, lif_rate
 
 KINDS, RESETS = ("ternary", "binary"), ("soft", "hard")
 BACKENDS = ("reference", "numba")
@@ -231,12 +232,12 @@ def test_membrane_carries_over():
     ],
 )
 def test_auto_takes_numba_where_it_runs(device: str, dtype: torch.dtype, expected: str):
-    assert rate_backend("auto", torch.device(device), dtype) == expected
+    assert lif_backend("auto", torch.device(device), dtype) == expected
 
 
 def test_choice_of_backend_is_logged_once(caplog: pytest.LogCaptureFixture):
-    _log_choice.cache_clear()
-    with caplog.at_level(logging.INFO, "asnn_goose.kernels.lif"):
+    log_choice.cache_clear()
+    with caplog.at_level(logging.INFO, "asnn_goose.kernels.backend"):
         for _ in range(3):
             lif_rate(torch.zeros(2), 1, threshold=1.0, decay=1.0)
     assert caplog.messages == ["lif_rate: backend numba"]

@@ -18,6 +18,8 @@ from asnn_goose.kernels.linear_divergence import ce_rows, forward_kl_rows, linea
 from asnn_goose.kernels.linear_divergence.tiled import TILE
 
 BACKENDS = ("reference", "tiled")
+"""The forms that take float64."""
+ALL = (*BACKENDS, "native")
 BOTH = {"ce": 0.3, "forward_kl": 0.7}
 
 
@@ -124,7 +126,7 @@ def test_the_table_of_three_logits():
         assert sums["forward_kl"].item() == pytest.approx(value, abs=1e-10)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_bfloat16_heads_cost_no_more_than_the_rounding_of_their_products(backend: str):
     wide = problem(150, V=499, D=32, E=48, seed=3)
     narrow = tuple(x.bfloat16() if x.is_floating_point() else x for x in wide)
@@ -150,7 +152,7 @@ def large_vocabulary(rows: int, V: int, distance: float) -> tuple[Tensor, ...]:
     return torch.eye(rows), s.T.contiguous(), torch.eye(rows), t.T.contiguous(), t.argmax(-1)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_a_small_divergence_over_a_large_vocabulary_is_not_lost(backend: str):
     """50,257 logits of std 2, a student 0.05 away, KL 0.00124; computed in bfloat16 it was negative."""
     parts = large_vocabulary(1, 50_257, 0.05)
@@ -161,12 +163,14 @@ def test_a_small_divergence_over_a_large_vocabulary_is_not_lost(backend: str):
 
 
 @pytest.mark.parametrize("distance", [0.3, 3.0])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_the_temperatures_gradient_over_a_large_vocabulary_survives_float32(backend: str, distance: float):
     """Near its root dL/dT is the small difference of sums over log p and log q, which are about -11 each."""
     parts = large_vocabulary(16, 49_152, distance)
     options: dict[str, Any] = {"T": 2.0, "weights": {"forward_kl": 100.0}}
-    (value,), (*_, exact) = with_gradients(tuple(x.double() for x in parts[:4]) + parts[4:], backend=backend, **options)
+    (value,), (*_, exact) = with_gradients(
+        tuple(x.double() for x in parts[:4]) + parts[4:], backend="reference", **options
+    )
     _, (*_, found) = with_gradients(parts, backend=backend, **options)
     # log q is rounded by 2^-21 and a row's sum over it likewise; the rest is relative to 2 T KL.
     assert abs(found - exact) <= 16 * 2.0 * 2**-21 + 5e-7 * value
@@ -190,9 +194,9 @@ def test_a_mask_deletes_rows(kept: list[bool], backend: str):
     torch.testing.assert_close(grads[1:], wanted_grads[1:])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_an_empty_mask_gives_zeros_with_a_graph(backend: str):
-    parts = problem(6)
+    parts = problem(6, dtype=torch.float32)
     values, grads = with_gradients(parts, mask=torch.zeros(6, dtype=torch.bool), backend=backend)
     assert values == [0.0, 0.0]
     assert all(grad.eq(0).all() for grad in grads)
@@ -216,6 +220,44 @@ def test_shifts_and_the_order_of_the_vocabulary_do_not_matter(shift, teacher_shi
     torch.testing.assert_close(moved_grads[2], grads[2], rtol=1e-7, atol=1e-10)
 
 
+def test_the_native_form_equals_the_reference_of_wide_rows():
+    """Rows of several blocks with a ragged end, logits far apart, and two tiles."""
+    parts = problem(2 * TILE + 3, V=2500)
+    for head in (parts[1], parts[3]):
+        head.mul_(8.0)
+    wanted, wanted_grads = with_gradients(parts, backend="reference")
+    found, grads = with_gradients(
+        tuple(x.float() if x.is_floating_point() else x for x in parts), backend="native"
+    )  # fmt: skip
+    # Logits of size 40 are rounded by 2^-20, and a row's slope in each is at most 2 T.
+    assert found == pytest.approx(wanted, rel=2e-6)
+    for a, b in zip(grads[:2], wanted_grads[:2], strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+    assert abs(grads[2] - wanted_grads[2]) <= 1e-5 * 0.007 * wanted[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(kept=st.lists(st.booleans(), min_size=1, max_size=12))
+def test_a_mask_deletes_rows_in_the_native_form(kept: list[bool]):
+    mask = torch.tensor(kept)
+    parts = problem(len(kept), dtype=torch.float32)
+    parts[0][~mask], parts[2][~mask], parts[4][~mask] = torch.nan, torch.inf, -100
+    values, grads = with_gradients(parts, mask=mask, backend="native")
+    h, W, ht, Wt, targets = parts
+    wanted, wanted_grads = with_gradients((h[mask], W, ht[mask], Wt, targets[mask]), backend="native")
+    assert values == wanted
+    assert torch.equal(grads[0][mask], wanted_grads[0])
+    assert grads[0][~mask].eq(0).all()
+
+
+def test_nan_in_a_state_reaches_the_native_sums_and_gradients():
+    parts = problem(4, dtype=torch.float32)
+    parts[0][2] = torch.nan
+    values, grads = with_gradients(parts, backend="native")
+    assert all(map(math.isnan, values))
+    assert grads[0].isnan().any(-1).tolist() == [False, False, True, False]
+
+
 class LargestTensor(TorchDispatchMode):
     """Notes the element count of the largest tensor that any operation returns."""
 
@@ -228,14 +270,14 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("backend", "rows"), [("tiled", TILE), ("reference", 3 * TILE)])
+@pytest.mark.parametrize(("backend", "rows"), [("tiled", TILE), ("native", 2 * TILE), ("reference", 3 * TILE)])
 def test_the_tiled_form_never_holds_all_logits(backend: str, rows: int):
     with LargestTensor() as largest:
-        with_gradients(problem(3 * TILE, V=1000), backend=backend)
+        with_gradients(problem(3 * TILE, V=1000, dtype=torch.float32), backend=backend)
     assert largest.elements == rows * 1000
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_autocast_leaves_the_products_in_the_heads_dtype(backend: str):
     parts = problem(20, dtype=torch.float32)
     values, grads = with_gradients(parts, backend=backend)

@@ -45,7 +45,7 @@ def test_bad_input_is_told_in_one_sentence(changes: dict[str, Any], message: str
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="auto, reference or tiled, not 'triton'"):
+    with pytest.raises(ValueError, match="must be auto, native, tiled, reference, not 'triton'"):
         linear_divergence(**PARTS, backend="triton")
 
 
@@ -55,3 +55,9 @@ def test_a_target_outside_the_vocabulary_is_refused(backend: str):
         arguments: dict[str, Any] = {**PARTS, "targets_N": torch.tensor([0, 1, wrong, 2, 3, 4]), "weights": {"ce": 1.0}}
         with pytest.raises(RuntimeError, match=f"index {wrong} is out of bounds"):
             linear_divergence(**arguments, backend=backend)
+
+
+def test_the_native_form_refuses_float64():
+    wide = {name: x.double() if name.startswith(("hidden", "weight", "teacher")) else x for name, x in PARTS.items()}
+    with pytest.raises(ValueError, match="backend native takes bfloat16, float16, float32, not float64"):
+        linear_divergence(**wide, backend="native")

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from asnn_goose.kernels.wkv7 import LOG_W_MIN, _log_choice, wkv7, wkv7_step
+from asnn_goose.kernels.backend import log_choice
+from asnn_goose.kernels.wkv7 import LOG_W_MIN, wkv7, wkv7_step
 
 LENGTHS, HEAD_SIZES = (1, 2, 31, 32, 33, 63, 250), (8, 16, 60)
 BACKENDS = ("reference", "torch_chunk")
@@ -201,17 +202,16 @@ def test_a_decay_that_a_chunk_cannot_hold_is_refused():
     tensors = inputs(1, 40, 1, 8, dtype=torch.float32)
     tensors[1][0, 3, 0, 2] = -5.0
     message = r"\|log_w\| reaches 5, which over chunk_size 32 overflows torch.float32: use a chunk_size of at most 16 "
-    for backend in ("auto", "torch_chunk"):
-        with pytest.raises(ValueError, match=message):
-            run(tensors, backend=backend)
+    with pytest.raises(ValueError, match=message):
+        run(tensors, backend="torch_chunk")
     wanted = run([x.double() for x in tensors], backend="reference")
-    for options in ({"chunk_size": 16}, {"backend": "reference"}):
+    for options in ({"backend": "torch_chunk", "chunk_size": 16}, {"backend": "reference"}, {"backend": "native"}, {}):
         for found, exact in zip(run(tensors, **options), wanted, strict=True):
             assert relative_to_largest(found, exact) <= 5e-6
     # Growth overflows on the other side.
     tensors[1][0, 3, 0, 2] = 5.0
     with pytest.raises(ValueError, match=r"\|log_w\| reaches 5"):
-        run(tensors)
+        run(tensors, backend="torch_chunk")
 
 
 def test_a_short_sequence_is_one_short_chunk():
@@ -225,8 +225,8 @@ def test_a_short_sequence_is_one_short_chunk():
 
 @pytest.mark.parametrize(("L", "expected"), [(7, "reference"), (8, "torch_chunk")])
 def test_choice_of_backend_is_logged_once(L: int, expected: str, caplog: pytest.LogCaptureFixture):
-    _log_choice.cache_clear()
-    with caplog.at_level(logging.INFO, "asnn_goose.kernels.wkv7"):
+    log_choice.cache_clear()
+    with caplog.at_level(logging.INFO, "asnn_goose.kernels.backend"):
         for _ in range(3):
             run(inputs(1, L, 1, 4))
     assert caplog.messages == [f"wkv7: backend {expected}"]
@@ -251,7 +251,11 @@ def with_one(name: str, change) -> dict[str, Any]:
         (with_one("state", lambda x: x.mT), {}, r"D_v, D_k\] = \(2, 3, 4, 8\), not \(2, 3, 8, 4\)"),
         (with_one("state", lambda x: x[0]), {}, r"D_v, D_k\] = \(2, 3, 4, 8\), not \(3, 4, 8\)"),
         (with_one("state", lambda x: x), {"chunk_size": 0}, "chunk_size must be at least 1, not 0"),
-        (with_one("state", lambda x: x), {"backend": "fla"}, "auto, reference or torch_chunk, not 'fla'"),
+        (
+            with_one("state", lambda x: x),
+            {"backend": "triton"},
+            "must be auto, native, fla, torch_chunk, reference, not 'triton'",
+        ),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(tensors: dict[str, Tensor], options: dict[str, Any], message: str):

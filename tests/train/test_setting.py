@@ -97,7 +97,7 @@ def test_the_fingerprint_knows_content_and_not_places(tiny_experiment, tiny_text
 
 
 def test_automatic_kernels_are_fingerprinted_as_what_they_came_to(tiny_experiment):
-    automatic, named = (prepare(tiny_experiment(student__wkv_backend=b)).fingerprint for b in ("auto", "torch_chunk"))
+    automatic, named = (prepare(tiny_experiment(student__wkv_backend=b)).fingerprint for b in ("auto", "native"))
     assert automatic == named
 
 

@@ -8,33 +8,22 @@ The spike's derivative is a surrogate g(u), u = |v| - theta (ternary) or v - the
 ds/dtheta = -sign(v) g(u); see surrogate.py for the shapes. State is float32 for half-precision input.
 """
 
-import logging
-from functools import cache
-
 import torch
 from torch import Tensor
 
+from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
 from asnn_goose.kernels.lif.reference import lif_rate_reference, lif_reference
 from asnn_goose.kernels.lif.surrogate import DEFAULT_WIDTH
 
-_log = logging.getLogger(__name__)
+BACKENDS = (
+    Backend("numba", ("cpu",), (*HALF, torch.float32), package="numba"),
+    Backend("reference"),
+)
 
 
-@cache
-def _log_choice(op: str, backend: str) -> None:
-    _log.info("%s: backend %s", op, backend)
-
-
-def rate_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The form that ``lif_rate`` will run: numba for float32 and narrower on the CPU, else the reference."""
-    runs_natively = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if backend == "auto":
-        return "numba" if runs_natively else "reference"
-    if backend == "numba" and not runs_natively:
-        raise ValueError(f"lif backend numba runs float32, bfloat16 and float16 on the cpu, not {dtype} on {device}")
-    if backend not in ("numba", "reference"):
-        raise ValueError(f"lif backend must be auto, reference or numba, not {backend!r}")
-    return backend
+def lif_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The form that ``lif`` and ``lif_rate`` will run for such input; raises ValueError if a named one cannot."""
+    return choose("lif", BACKENDS, backend, device=device, dtype=dtype, gradient=True, state=True)
 
 
 def _checked(current, shape, threshold, decay, kind, reset, surrogate, width, v0):
@@ -105,7 +94,7 @@ def lif(
     current, threshold, decay, width, v0 = _checked(
         current_TxC, current_TxC.shape[1:], threshold, decay, kind, reset, surrogate, width, v0
     )
-    _log_choice("lif", "reference")
+    log_choice("lif", "reference")
     return lif_reference(
         current, threshold, decay,
         kind=kind, reset=reset, detach_reset=detach_reset, surrogate=surrogate, width=width, v0=v0,
@@ -136,11 +125,11 @@ def lif_rate(
         raise ValueError(f"steps must be at least 1, not {steps}")
     if current_xC.ndim < 1:
         raise ValueError("current must have channels, not be one number")
-    choice = rate_backend(backend, current_xC.device, current_xC.dtype)
     current, threshold, decay, width, v0 = _checked(
         current_xC, current_xC.shape, threshold, decay, kind, reset, surrogate, width, v0
     )
-    _log_choice("lif_rate", choice)
+    choice = lif_backend(backend, current_xC.device, current_xC.dtype)
+    log_choice("lif_rate", choice)
     if choice == "numba":
         from asnn_goose.kernels.lif.native import NativeRate
 

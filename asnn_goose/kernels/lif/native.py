@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
+from asnn_goose.kernels.threads import bound_numba_threads, numba_threads
+
 BLOCK = 512
 SHAPES = {"atan": 0, "triangle": 1, "sigmoid": 2, "superspike": 3, "rectangle": 4}
 
@@ -158,25 +160,12 @@ def _backward(
                     grad_v0_NC[n, start:stop] = grad_v[:size]
 
 
-def _threads() -> int:
-    """As many as torch uses, but never more than numba was started with."""
-    return min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # pyright: ignore
-
-
-def _bound_threads() -> None:
-    threads = torch.get_num_threads()
-    numba.set_num_threads(_threads())
-    # Where both use OpenMP, numba's start sets the thread count of the whole process, torch's too, to all cores.
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-
-
 class NativeRate(torch.autograd.Function):
     """Mean spike in float32; gradients for current, threshold, decay and initial membrane."""
 
     @staticmethod
     def forward(ctx, current, steps, threshold, decay, kind, reset, detach_reset, surrogate, width, v0):
-        _bound_threads()
+        bound_numba_threads()
         C = current.shape[-1]
         x_NC = current.detach().float().reshape(-1, C).contiguous()
         threshold_C = threshold.detach().float().expand(C).contiguous()
@@ -185,7 +174,7 @@ class NativeRate(torch.autograd.Function):
         rate_NC = torch.empty_like(x_NC)
         factors = [np.float32(flag) for flag in (kind == "ternary", reset == "soft", reset == "hard")]
         # One partial sum per thread and channel: no two threads add to one place, and the order is fixed.
-        flags = (v0 is not None, steps, *factors, max(1, min(_threads(), x_NC.shape[0])))
+        flags = (v0 is not None, steps, *factors, max(1, min(numba_threads(), x_NC.shape[0])))
         inputs = [tensor.numpy() for tensor in (x_NC, threshold_C, decay_C, v0_NC)]
         _forward(*inputs, *flags, rate_NC.numpy())  # pyright: ignore[reportCallIssue]
         ctx.save_for_backward(x_NC, threshold_C, decay_C, v0_NC)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
 from asnn_goose.kernels.linear_divergence.reference import sums_reference
 from asnn_goose.kernels.linear_divergence.rows import ce_rows, forward_kl_rows
 from asnn_goose.kernels.linear_divergence.tiled import TiledSums
@@ -12,6 +13,12 @@ from asnn_goose.kernels.linear_divergence.tiled import TiledSums
 __all__ = ["DIVERGENCES", "ce_rows", "forward_kl_rows", "linear_divergence"]
 
 DIVERGENCES = ("ce", "forward_kl")
+
+BACKENDS = (
+    Backend("native", ("cpu",), (*HALF, torch.float32), package="numba"),
+    Backend("tiled"),
+    Backend("reference", automatic=False),
+)
 
 
 def linear_divergence(
@@ -37,7 +44,8 @@ def linear_divergence(
             tiled form prepares the gradient of exactly this mixture (or a multiple of it) and refuses any other.
         temperature: T of the divergences (not of ce), a number or a scalar tensor that receives its gradient.
         mask: [N] bool, rows that count; None: all.
-        backend: tiled (auto) or reference.
+        backend: native (tiled, numba; CPU, a head of float32 or narrower), tiled (torch), reference (all logits at
+            once), or auto: native where it runs, else tiled.
 
     Returns:
         ({name: scalar sum in nats, T^2 included, float64 for a float64 head, else float32}, number of valid rows).
@@ -67,13 +75,12 @@ def linear_divergence(
         hidden_ND, teacher_hidden_NE = hidden_ND[mask], teacher_hidden_NE[mask]
         targets_N = None if targets_N is None else targets_N[mask]
     names = tuple(weights)
-    if backend in ("auto", "tiled"):
-        sums = TiledSums.apply(
-            hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, weights,
-            temperature,
-        )  # fmt: skip
-    elif backend == "reference":
+    choice = choose("linear_divergence", BACKENDS, backend, device=weight_VD.device, dtype=weight_VD.dtype)
+    log_choice("linear_divergence", choice)
+    if choice == "reference":
         sums = sums_reference(hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, temperature)
     else:
-        raise ValueError(f"linear_divergence backend must be auto, reference or tiled, not {backend!r}")
+        sums = TiledSums.apply(
+            hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, weights, temperature, choice
+        )
     return dict(zip(names, sums.unbind(), strict=True)), hidden_ND.shape[0]

@@ -1,7 +1,8 @@
 """Heads and divergences one tile of rows at a time, with the gradients computed in the forward pass.
 
-A tile's logits of both models live in four buffers [TILE, V] that are used again for every tile. The gradient on the
-student's logits of the weighted sum is known in closed form,
+A tile's logits of both models live in buffers that are used again for every tile: four of [TILE, V] for torch's
+operations, two of [2 TILE, V] for the form that numba compiles. The gradient on the student's logits of the weighted
+sum is known in closed form,
 
     d/ds [w_ce CE + w_kl T^2 KL(p || q)] = w_ce (softmax(s) - onehot) + w_kl T (q - p)
 
@@ -20,36 +21,66 @@ TILE = 128
 """Rows per tile: large enough to reuse the head's weights, small enough for four buffers of TILE x V floats."""
 
 
+class _TorchTile:
+    """Sums and gradient of one tile by torch's operations, in any dtype and on any device."""
+
+    def __init__(self, rows: int, V: int, like: Tensor, dtype: torch.dtype):
+        self.rows = max(1, min(TILE, rows))
+        self.s, self.t, self.work, self.grad = (like.new_empty(self.rows, V, dtype=dtype) for _ in range(4))
+
+    def __call__(self, s, t, targets_N, weights, T, wants_slope):
+        """({name: sum}, sum of the derivative in T, gradient on s) of logits that lie in self.s and self.t."""
+        n = s.shape[0]
+        grad, sums, slope = self.grad[:n].zero_(), {}, 0.0
+        if "ce" in weights:
+            sums["ce"] = _cross_entropy(s, targets_N, weights["ce"], grad).item()
+        if "forward_kl" in weights:
+            value, slope_ = _forward_kl(s, t, self.work[:n], T, weights["forward_kl"], grad, wants_slope)
+            sums["forward_kl"], slope = value.item(), slope_.item()
+        return sums, slope, grad
+
+
+class _NativeTile:
+    """The same in two passes per row through numba; float32 on the CPU."""
+
+    def __init__(self, rows: int, V: int, like: Tensor, dtype: torch.dtype):
+        self.rows = max(1, min(2 * TILE, rows))
+        self.s, self.t = (like.new_empty(self.rows, V, dtype=dtype) for _ in range(2))
+
+    def __call__(self, s, t, targets_N, weights, T, wants_slope):
+        from asnn_goose.kernels.linear_divergence.native import tile_native
+
+        ce, kl, slope = tile_native(s, t, targets_N, weights.get("ce"), weights.get("forward_kl"), T, wants_slope)
+        return {name: {"ce": ce, "forward_kl": kl}[name] for name in weights}, slope, s
+
+
 class TiledSums(torch.autograd.Function):
     """Sums over rows [len(names)]; backward accepts only multiples of the weights that forward was given."""
 
     @staticmethod
     def forward(
-        ctx, hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, weights, temperature
+        ctx, hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, weights, temperature, backend
     ):
         N, V = hidden_ND.shape[0], weight_VD.shape[0]
         T = float(temperature)
         wide = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
         wants_hidden, wants_weight, wants_slope = (ctx.needs_input_grad[i] for i in (0, 1, 7))
-        sums = torch.zeros(len(names), dtype=torch.float64)
-        grad_T = 0.0
+        totals, grad_T = dict.fromkeys(names, 0.0), 0.0
         grad_hidden_ND = torch.empty_like(hidden_ND, dtype=wide) if wants_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            s_NV, t_NV, work_NV, grad_NV = (hidden_ND.new_empty(min(TILE, N), V, dtype=wide) for _ in range(4))
-            for start in range(0, N, TILE):
-                rows = slice(start, min(start + TILE, N))
+            tile = (_NativeTile if backend == "native" else _TorchTile)(N, V, hidden_ND, wide)
+            for start in range(0, N, tile.rows):
+                rows = slice(start, min(start + tile.rows, N))
                 n = rows.stop - rows.start
                 x = hidden_ND[rows].to(weight_VD.dtype)
-                s = s_NV[:n].copy_(x @ weight_VD.T)
-                grad = grad_NV[:n].zero_()
-                if "ce" in names:
-                    sums[names.index("ce")] += _cross_entropy(s, targets_N[rows], weights["ce"], grad).item()
+                s, t = _logits(x, weight_VD, tile.s[:n]), None
                 if "forward_kl" in names:
-                    t = t_NV[:n].copy_(teacher_hidden_NE[rows].to(teacher_weight_VE.dtype) @ teacher_weight_VE.T)
-                    value, slope = _forward_kl(s, t, work_NV[:n], T, weights["forward_kl"], grad, wants_slope)
-                    sums[names.index("forward_kl")] += value.item()
-                    grad_T += slope.item()
+                    t = _logits(teacher_hidden_NE[rows].to(teacher_weight_VE.dtype), teacher_weight_VE, tile.t[:n])
+                targets = None if targets_N is None else targets_N[rows]
+                sums, slope, grad = tile(s, t, targets, weights, T, wants_slope)
+                totals = {name: total + sums[name] for name, total in totals.items()}
+                grad_T += slope
                 if grad_hidden_ND is not None or grad_weight_VD is not None:
                     narrow = grad.to(weight_VD.dtype)
                     if grad_hidden_ND is not None:
@@ -59,7 +90,7 @@ class TiledSums(torch.autograd.Function):
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
         ctx.grad_T, ctx.names, ctx.weights = grad_T, names, weights
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
-        return sums.to(wide)
+        return torch.tensor(list(totals.values()), dtype=wide)
 
     @staticmethod
     @once_differentiable
@@ -79,7 +110,14 @@ class TiledSums(torch.autograd.Function):
         temperature = None
         if ctx.needs_input_grad[7]:
             temperature = grad_sums[ctx.names.index("forward_kl")] * ctx.grad_T if "forward_kl" in ctx.names else None
-        return hidden, weight, None, None, None, None, None, temperature
+        return hidden, weight, None, None, None, None, None, temperature, None
+
+
+def _logits(x_ND: Tensor, weight_VD: Tensor, out_NV: Tensor) -> Tensor:
+    """x W^T in out_NV, whose dtype may be wider than the product's."""
+    if weight_VD.dtype == out_NV.dtype:
+        return torch.mm(x_ND, weight_VD.T, out=out_NV)
+    return out_NV.copy_(x_ND @ weight_VD.T)
 
 
 def _cross_entropy(s_NV: Tensor, targets_N: Tensor, weight: float, grad_NV: Tensor) -> Tensor:

@@ -5,29 +5,50 @@
 r, log_w, k, v, a, b are [B, L, H, D]; the state is [B, H, D_v, D_k]: rows are values, columns are keys.
 """
 
-import logging
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
 from asnn_goose.kernels.wkv7.reference import wkv7_reference, wkv7_step
 from asnn_goose.kernels.wkv7.torch_chunk import wkv7_chunk
 
-__all__ = ["LOG_W_MIN", "wkv7", "wkv7_step"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["BACKENDS", "LOG_W_MIN", "wkv7", "wkv7_step"]
 
 LOG_W_MIN = -math.exp(-0.5)
 """RWKV-7's decay is exp(-exp(-1/2) sigmoid(.)), so log_w never falls below -0.6065."""
 
 _LARGEST_LOG = {torch.float32: 80.0, torch.float64: 700.0}
+_SHORT = 8
 
 
-@cache
-def _log_choice(backend: str) -> None:
-    _log.info("wkv7: backend %s", backend)
+def _fla_cannot(*, diagonal: bool, key_size: int, value_size: int, **_) -> str | None:
+    if diagonal:
+        return "always has the correction a b^T"
+    if key_size != value_size:
+        return f"takes keys and values of one size, not {key_size} and {value_size}"
+    return None
+
+
+BACKENDS = (
+    Backend("native", ("cpu",), (*HALF, torch.float32), package="numba"),
+    Backend("fla", ("cuda",), (*HALF, torch.float32), package="fla", unless=_fla_cannot),
+    Backend("torch_chunk"),
+    # Below a handful of tokens a chunk costs more than it saves: auto takes the loop there.
+    Backend("reference", automatic=False),
+)
+
+
+def wkv7_backend(
+    backend: str, device: torch.device, dtype: torch.dtype, *, tokens: int, diagonal: bool = False,
+    key_size: int = 64, value_size: int = 64,
+) -> str:  # fmt: skip
+    """The form that ``wkv7`` will run for such input; raises ValueError if a named one cannot."""
+    if backend == "auto" and tokens < _SHORT:
+        return "reference"
+    options = {"diagonal": diagonal, "key_size": key_size, "value_size": value_size}
+    return choose("wkv7", BACKENDS, backend, device=device, dtype=dtype, gradient=True, state=True, **options)
 
 
 def wkv7(
@@ -35,33 +56,41 @@ def wkv7(
     log_w: Tensor,
     k: Tensor,
     v: Tensor,
-    a: Tensor,
-    b: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
     *,
     state: Tensor | None = None,
     chunk_size: int = 32,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Outputs y_BLHD and the state after the last token, in float32 (float64 for float64 input).
+    """Outputs y_BLHV and the state after the last token, in float32 (float64 for float64 input).
 
     Args:
         r, k, v: receptance, key and value, [B, L, H, D].
         log_w: logarithm of the decay, <= 0.
-        a, b: vectors of the rank-one correction (RWKV-7: -kappa and kappa times the in-context rate).
+        a, b: vectors of the rank-one correction (RWKV-7: -kappa and kappa times the in-context rate); both None: none,
+            the diagonal form, at about half the cost.
         state: [B, H, D_v, D_k] before the first token; None: 0.
         chunk_size: tokens per chunk of ``torch_chunk``.
-        backend: reference (token by token), torch_chunk, or auto (torch_chunk from 8 tokens on).
+        backend: reference (token by token), torch_chunk, native (numba; CPU, float32 and narrower), fla
+            (flash-linear-attention; CUDA, an optional extra) or auto: on the CPU native for float32, elsewhere
+            torch_chunk; fla on CUDA where it is installed; the reference below 8 tokens.
 
     Raises:
-        ValueError: for unequal shapes, no tokens, integer input, chunk_size < 1, an unknown backend, or a decay so
-            strong that its inverse over one chunk cannot be represented (only the value furthest from 0 is looked at).
+        ValueError: for unequal shapes, no tokens, integer input, chunk_size < 1, an unknown backend or one that cannot
+            run here, or a decay so strong that its inverse over one chunk of ``torch_chunk`` cannot be represented
+            (only the value furthest from 0 is looked at).
     """
-    if r.ndim != 4 or any(x.shape != r.shape for x in (log_w, k, a, b)) or v.shape[:3] != r.shape[:3]:
-        shapes = [tuple(x.shape) for x in (r, log_w, k, v, a, b)]
+    if (a is None) != (b is None):
+        raise ValueError("a and b are given together or not at all")
+    six = [x for x in (r, log_w, k, v, a, b) if x is not None]
+    alike = [x for x in (log_w, k, a, b) if x is not None]
+    if r.ndim != 4 or v.ndim != 4 or any(x.shape != r.shape for x in alike) or v.shape[:3] != r.shape[:3]:
+        shapes = [tuple(x.shape) for x in six]
         raise ValueError(f"r, log_w, k, v, a, b must be [B, L, H, D] and of equal shape, not {shapes}")
     if 0 in v.shape or 0 in r.shape:
         raise ValueError(f"wkv7 takes at least one token, head and channel, not {tuple(r.shape)}")
-    for x in (r, log_w, k, v, a, b):
+    for x in six:
         if not x.is_floating_point():
             raise ValueError(f"wkv7 takes floating-point tensors, not {x.dtype}")
     state_shape = (r.shape[0], r.shape[2], v.shape[-1], r.shape[-1])
@@ -69,17 +98,26 @@ def wkv7(
         raise ValueError(f"state must be [B, H, D_v, D_k] = {state_shape}, not {tuple(state.shape)}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
-    if backend not in ("auto", "reference", "torch_chunk"):
-        raise ValueError(f"wkv7 backend must be auto, reference or torch_chunk, not {backend!r}")
-    if backend == "auto":
-        backend = "torch_chunk" if r.shape[1] >= 8 else "reference"
+    choice = wkv7_backend(
+        backend, r.device, r.dtype,
+        tokens=r.shape[1], diagonal=a is None, key_size=r.shape[-1], value_size=v.shape[-1],
+    )  # fmt: skip
+    log_choice("wkv7", choice)
     dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
-    r, log_w, k, v, a, b = (x.to(dtype) for x in (r, log_w, k, v, a, b))
+    if choice == "fla":
+        from asnn_goose.kernels.wkv7.fla import wkv7_fla
+
+        return wkv7_fla(r, log_w, k, v, a, b, state)
+    r, log_w, k, v = (x.to(dtype) for x in (r, log_w, k, v))
+    a, b = (None if x is None else x.to(dtype) for x in (a, b))
     state = r.new_zeros(state_shape) if state is None else state.to(dtype)
-    _log_choice(backend)
     # Autocast would round the state and its products to bfloat16.
     with torch.autocast(r.device.type, enabled=False):
-        if backend == "reference":
+        if choice == "native":
+            from asnn_goose.kernels.wkv7.native import wkv7_native
+
+            return wkv7_native(r, log_w, k, v, a, b, state)
+        if choice == "reference":
             return wkv7_reference(r, log_w, k, v, a, b, state)
         chunk_size = min(chunk_size, r.shape[1])
         largest = log_w.detach().abs().max().item()

@@ -23,7 +23,10 @@ from torch import Tensor
 
 
 def wkv7_chunk(r, log_w, k, v, a, b, state_BHVK, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """y_BLHV and the state after the last token; inputs [B, L, H, D], any L (padded to whole chunks inside)."""
+    """y_BLHV and the state after the last token; inputs [B, L, H, D], any L (padded to whole chunks inside).
+
+    Without a and b the terms of U vanish, and with them the solve and half of the products.
+    """
     L, D = r.shape[1], r.shape[-1]
     pad = -L % chunk_size
 
@@ -32,9 +35,13 @@ def wkv7_chunk(r, log_w, k, v, a, b, state_BHVK, chunk_size: int) -> tuple[Tenso
         x = F.pad(x, (0, 0, 0, 0, 0, pad)) if pad else x
         return rearrange(x, "b (n c) h d -> b h n c d", c=chunk_size)
 
-    r, log_w, k, v, a, b = (chunked(x) for x in (r, log_w, k, v, a, b))
+    r, log_w, k, v = (chunked(x) for x in (r, log_w, k, v))
     log_W = log_w.cumsum(-2)
     grow = torch.exp(-log_W)
+    if a is None:
+        y, state = _diagonal(r * torch.exp(log_W), k * grow, v, torch.exp(log_W[..., -1, :]), state_BHVK)
+        return rearrange(y, "b h n c v -> b (n c) h v")[:, :L], state
+    a, b = chunked(a), chunked(b)
     queries = torch.cat([r * torch.exp(log_W), a * torch.exp(log_W - log_w)], -2)
     keys = torch.cat([k * grow, b * grow], -2)
     scores = queries @ keys.mT
@@ -66,3 +73,16 @@ def wkv7_chunk(r, log_w, k, v, a, b, state_BHVK, chunk_size: int) -> tuple[Tenso
         state = (state + u.mT @ b_n + vk) * W[..., None, :]
     y = rearrange(torch.stack(outputs, 2), "b h n c v -> b (n c) h v")
     return y[:, :L], state
+
+
+def _diagonal(r_grown, k_shrunk, v, decay_BHNK, state_BHVK) -> tuple[Tensor, Tensor]:
+    """y [B, H, N, C, V] = r~ S_0^T + (r~ k^^T) V and the last state of the recurrence without a and b."""
+    within_chunk = (r_grown @ k_shrunk.mT).tril() @ v
+    outputs = []
+    state = state_BHVK
+    for r_n, y, vk, W in zip(
+        r_grown.unbind(2), within_chunk.unbind(2), (v.mT @ k_shrunk).unbind(2), decay_BHNK.unbind(2), strict=True
+    ):
+        outputs.append(r_n @ state.mT + y)
+        state = (state + vk) * W[..., None, :]
+    return torch.stack(outputs, 2), state
