@@ -66,7 +66,4 @@ lint: setup
 	@$(VENV_PYTHON) -c 'from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_logo=True))'
 
 bench: setup
-	@for script in benchmarks/*.py; do \
-	  [ -e "$$script" ] || { echo "There is no script in benchmarks/."; break; }; \
-	  echo "$$script"; $(VENV_PYTHON) "$$script"; \
-	done
+	@for claim in lif wkv7 student_step gpu; do $(VENV_PYTHON) -m benchmarks.$$claim; done

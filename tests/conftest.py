@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import random
 import resource
 from collections.abc import Callable, Iterator
@@ -9,6 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+
+# Read when Triton is first imported, which other libraries may do on their own; there is no GPU to run kernels on.
+os.environ["TRITON_INTERPRET"] = "1"
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast

@@ -38,3 +38,21 @@ def test_only_the_command_line_prints():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
     assert printing == []
+
+
+BLOCKED = """
+import sys, time
+import torch
+for name in ("triton", "transformers", "numba", "fla"):
+    sys.modules[name] = None
+start = time.perf_counter()
+import asnn_goose
+import asnn_goose.kernels
+y = asnn_goose.kernels.wkv7(*[torch.zeros(1, 9, 1, 4, dtype=torch.float64)] * 6)
+s = asnn_goose.kernels.lif(torch.zeros(2, 3, dtype=torch.float64), threshold=1.0, decay=1.0)
+"""
+
+
+def test_the_kernels_import_and_run_without_their_compilers():
+    done = subprocess.run([sys.executable, "-c", BLOCKED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

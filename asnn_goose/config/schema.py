@@ -49,6 +49,9 @@ class NeuronConfig(Settings):
     """Width of the surrogate in units of theta; None: the shape's own default."""
     scale: Literal["none", "token"] = "token"
     """token: divide a token's current by its mean |x| over channels, and multiply the spikes' product back."""
+    backend: Literal["auto", "numba", "triton", "reference", "spikingjelly", "snntorch"] = "auto"
+    """Form of ternary and binary neurons; auto: numba on the CPU, triton on CUDA. The last two put another library's
+    binary neuron in the place of ours."""
 
 
 class StudentConfig(Settings):
@@ -75,12 +78,10 @@ class StudentConfig(Settings):
     """Neurons in front of the receptance, key, value, output and channel-mix key products."""
     hidden_neuron: NeuronConfig = NeuronConfig()
     """Neurons behind relu^2, in front of the channel mix's value product."""
-    wkv_backend: Literal["auto", "reference", "torch_chunk", "native", "fla"] = "auto"
-    """Form of the WKV-7 recurrence."""
+    wkv_backend: Literal["auto", "native", "fla", "torch_chunk", "reference"] = "auto"
+    """Form of the WKV-7 recurrence; auto: native on the CPU, fla on CUDA where installed, else torch_chunk."""
     wkv_chunk: PositiveInt = 32
     """Tokens per chunk of the chunked form."""
-    lif_backend: Literal["auto", "reference", "numba"] = "auto"
-    """Form of the neuron."""
 
 
 class LossConfig(Settings):

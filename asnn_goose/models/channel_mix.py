@@ -24,8 +24,8 @@ class ChannelMix(nn.Module):
         ratio = 1.0 - layer / config.num_hidden_layers
         position = torch.arange(C) / C
         self.mix_C = nn.Parameter(1.0 - position ** (ratio**4))
-        self.key = SpikingLinear(C, hidden, config.neuron, config.lif_backend)
-        self.value = SpikingLinear(hidden, C, config.hidden_neuron, config.lif_backend)
+        self.key = SpikingLinear(C, hidden, config.neuron)
+        self.value = SpikingLinear(hidden, C, config.hidden_neuron)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -22,7 +22,7 @@ class GooseConfig(PreTrainedConfig):
         norm_eps: epsilon of these norms.
         neuron: fields of NeuronConfig for the neurons in front of receptance, key, value, output and channel-mix key.
         hidden_neuron: the same for the neurons behind relu^2.
-        wkv_backend, wkv_chunk, lif_backend: forms of the kernels.
+        wkv_backend, wkv_chunk: form of the recurrence, and tokens per chunk of the chunked one.
     """
 
     model_type = "asnn_goose"
@@ -42,7 +42,6 @@ class GooseConfig(PreTrainedConfig):
         hidden_neuron: dict[str, Any] | None = None,
         wkv_backend: str = "auto",
         wkv_chunk: int = 32,
-        lif_backend: str = "auto",
         tie_word_embeddings: bool = True,
         **kwargs,
     ):
@@ -59,6 +58,6 @@ class GooseConfig(PreTrainedConfig):
         # Through the schema, so that a saved model carries every field and an unknown one is refused.
         self.neuron = NeuronConfig.model_validate(neuron or {}).model_dump()
         self.hidden_neuron = NeuronConfig.model_validate(hidden_neuron or {}).model_dump()
-        self.wkv_backend, self.wkv_chunk, self.lif_backend = wkv_backend, wkv_chunk, lif_backend
+        self.wkv_backend, self.wkv_chunk = wkv_backend, wkv_chunk
         self.tie_word_embeddings = tie_word_embeddings
         super().__init__(**kwargs)

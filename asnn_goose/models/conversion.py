@@ -55,7 +55,6 @@ def build_student(
         hidden_neuron=settings.hidden_neuron.model_dump(),
         wkv_backend=settings.wkv_backend,
         wkv_chunk=settings.wkv_chunk,
-        lif_backend=settings.lif_backend,
         tie_word_embeddings=none or torch.equal(teacher.embedding_weight_VE, teacher.head_weight_VE),
         bos_token_id=teacher.tokenizer.bos_token_id,
         eos_token_id=teacher.tokenizer.eos_token_id,

@@ -57,15 +57,14 @@ class Neuron(nn.Module):
     Args:
         channels: C.
         settings: the fields of config.schema.NeuronConfig.
-        backend: form of lif_rate.
 
     Raises:
         UserError: the decay is to be learned and starts at 0 or 1, where its logit is infinite.
     """
 
-    def __init__(self, channels: int, settings: dict[str, Any], backend: str):
+    def __init__(self, channels: int, settings: dict[str, Any]):
         super().__init__()
-        self.channels, self.settings, self.backend = channels, settings, backend
+        self.channels, self.settings = channels, settings
         self.kind, self.steps = settings["kind"], settings["steps"]
         shape = {"fixed": (), "layer": (), "channel": (channels,)}
         spiking = self.kind in ("ternary", "binary")
@@ -103,7 +102,7 @@ class Neuron(nn.Module):
         return self.threshold
 
     def _dynamics(self) -> dict[str, Any]:
-        names = ("kind", "reset", "detach_reset", "surrogate", "width")
+        names = ("kind", "reset", "detach_reset", "surrogate", "width", "backend")
         return {"threshold": 1.0, "decay": self.decay} | {name: self.settings[name] for name in names}
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -118,7 +117,7 @@ class Neuron(nn.Module):
         if self.kind == "quantised":
             s = _RoundStraightThrough.apply((x / gain).clamp(-1.0, 1.0) * self.steps) / self.steps
         else:
-            s = lif_rate(x / gain, self.steps, backend=self.backend, **self._dynamics())
+            s = lif_rate(x / gain, self.steps, **self._dynamics())
         if self._recorded is not None:
             self._record(s.detach())
         return s, gain
@@ -161,9 +160,9 @@ class SpikingLinear(nn.Module):
     micro-step's spikes and takes the mean of the products. The product is linear, so the two agree up to rounding.
     """
 
-    def __init__(self, inputs: int, outputs: int, neuron: dict[str, Any], backend: str):
+    def __init__(self, inputs: int, outputs: int, neuron: dict[str, Any]):
         super().__init__()
-        self.neuron = Neuron(inputs, neuron, backend)
+        self.neuron = Neuron(inputs, neuron)
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.form = "rate"
 

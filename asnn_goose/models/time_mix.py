@@ -90,9 +90,7 @@ class TimeMix(nn.Module):
         self.bonus_HD = nn.Parameter(torch.full((self.heads, self.head_size), -0.04))
         self.norm_weight_C = nn.Parameter(torch.full((C,), ((1.0 + layer) / self.layers) ** 0.7))
         self.norm_bias_C = nn.Parameter(torch.zeros(C))
-        self.receptance, self.key, self.value, self.output = (
-            SpikingLinear(C, C, config.neuron, config.lif_backend) for _ in range(4)
-        )
+        self.receptance, self.key, self.value, self.output = (SpikingLinear(C, C, config.neuron) for _ in range(4))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asnn_goose.cache import cache_root
 from asnn_goose.config import Experiment, fingerprint
+from asnn_goose.config.schema import NeuronConfig
 from asnn_goose.data.corpora import load_corpus, split_documents
 from asnn_goose.data.loader import Batch, EvaluationSet, TrainingWindows, evaluation_windows
 from asnn_goose.data.targets import states_key, stored_states
@@ -143,11 +144,29 @@ def resolved(experiment: Experiment, engine: Engine, teacher: Teacher, text: Tex
         "teacher_dtype": str(teacher.dtype).removeprefix("torch."),
         "corpus": text.corpus_key,
         "precision": engine.precision,
-        "wkv": wkv7_backend(
-            experiment.student.wkv_backend, engine.device, torch.float32, tokens=experiment.data.window
-        ),
-        "lif": lif_backend(experiment.student.lif_backend, engine.device, torch.float32),
+        "wkv": _recurrence_form(experiment, engine),
+        "lif": _neuron_form(experiment.student.neuron, engine),
+        "hidden_lif": _neuron_form(experiment.student.hidden_neuron, engine),
     }
+
+
+def _recurrence_form(experiment: Experiment, engine: Engine) -> str:
+    try:
+        backend = experiment.student.wkv_backend
+        return wkv7_backend(backend, engine.device, torch.float32, tokens=experiment.data.window)
+    except ValueError as error:
+        raise UserError(f"student.wkv_backend: {error}") from None
+
+
+def _neuron_form(neuron: NeuronConfig, engine: Engine) -> str:
+    if neuron.kind not in ("ternary", "binary"):
+        return "none"
+    decay = torch.tensor(neuron.decay, requires_grad=neuron.learn_decay != "fixed")
+    options = neuron.model_dump(include={"kind", "reset", "detach_reset", "surrogate"})
+    try:
+        return lif_backend(neuron.backend, engine.device, torch.float32, decay=decay, **options)
+    except ValueError as error:
+        raise UserError(f"student.neuron.backend: {error}") from None
 
 
 def first_windows(shard: TokenShard, window: int, seed: int, tokens: int) -> Tensor:

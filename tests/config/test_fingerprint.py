@@ -59,7 +59,8 @@ def test_what_stays_out_is_written_down_twice():
     words = {"version", "parent", "question", "change", "train.scale"}
     looks = {"train.log_every", "train.eval_every", "train.checkpoint_every", "train.wandb", "train.device"}
     names = {"teacher.name", "student.tokenizer", "data.source", "data.name", "data.path", "data.text_field"}
-    automatic = {"teacher.dtype", "train.precision", "student.wkv_backend", "student.lif_backend"}
+    automatic = {"teacher.dtype", "train.precision", "student.wkv_backend"}
+    automatic |= {"student.neuron.backend", "student.hidden_neuron.backend"}
     assert words | looks == NOT_NUMBERS
     assert names | automatic == RESOLVED.keys()
     assert keys().keys() >= NOT_NUMBERS | RESOLVED.keys()

@@ -135,6 +135,9 @@ def test_numba_spikes_bit_for_bit_as_the_reference(kind: str, reset: str):
     options: dict[str, Any] = {"threshold": 1.0, "decay": decay, "kind": kind, "reset": reset, "v0": v0}
     rates = [lif_rate(x, 4, backend=backend, **options) for backend in BACKENDS]
     assert torch.equal(*rates)
+    (spikes, v), (native_spikes, native_v) = (lif(x.expand(3, -1), backend=backend, **options) for backend in BACKENDS)
+    assert torch.equal(spikes, native_spikes)
+    assert torch.equal(v, native_v)
 
     charged = near_decay * near_v0 + near
     fused = (near_decay.double() * near_v0.double() + near.double()).float()
@@ -204,17 +207,18 @@ def test_state_is_float32_for_half_precision_input(dtype: torch.dtype, bits: int
     """A membrane of the input's dtype would stay at 31/32: the current is half its last digit, and rounds to even."""
     steps = 2 ** (bits - 5)
     current, v0 = torch.full((2, 3), 2.0**-bits, dtype=dtype), torch.full((2, 3), 31 / 32, dtype=dtype)
-    spikes, v = lif(current.expand(steps, -1, -1), threshold=1.0, decay=1.0, v0=v0)
-    assert spikes.dtype == v.dtype == torch.float32
-    assert spikes[:-1].eq(0).all() and spikes[-1].eq(1).all() and v.eq(0).all()
     for backend in BACKENDS:
+        spikes, v = lif(current.expand(steps, -1, -1), threshold=1.0, decay=1.0, v0=v0, backend=backend)
+        assert (spikes.dtype, v.dtype) == (dtype, torch.float32)
+        assert spikes[:-1].eq(0).all() and spikes[-1].eq(1).all() and v.eq(0).all()
         rate = lif_rate(current, steps, threshold=1.0, decay=1.0, v0=v0, backend=backend)
         assert torch.equal(rate, torch.full((2, 3), 1 / steps))
 
 
-def test_membrane_carries_over():
-    x = numbers(9, 4)
-    options: dict[str, Any] = {"threshold": 0.7, "decay": 0.8}
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_membrane_carries_over(backend: str):
+    x = numbers(9, 4).float()
+    options: dict[str, Any] = {"threshold": 0.7, "decay": 0.8, "backend": backend}
     whole, v_whole = lif(x, **options)
     first, v = lif(x[:4], **options)
     second, v = lif(x[4:], v0=v, **options)
@@ -228,10 +232,12 @@ def test_membrane_carries_over():
         ("cpu", torch.float32, "numba"),
         ("cpu", torch.bfloat16, "numba"),
         ("cpu", torch.float64, "reference"),
+        ("cuda", torch.float32, "triton"),
+        ("cuda", torch.float64, "reference"),
         ("meta", torch.float32, "reference"),
     ],
 )
-def test_auto_takes_numba_where_it_runs(device: str, dtype: torch.dtype, expected: str):
+def test_auto_takes_the_compiled_form_where_it_runs(device: str, dtype: torch.dtype, expected: str):
     assert lif_backend("auto", torch.device(device), dtype) == expected
 
 

@@ -31,7 +31,16 @@ GOOD: dict[str, Any] = {"current": torch.zeros(3, 4), "threshold": 1.0, "decay":
         ({"surrogate": "arctan"}, "one of .*'atan'.*not 'arctan'"),
         ({"width": 0.0}, "width must be above 0, not 0.0"),
         ({"width": math.nan}, "width must be above 0, not nan"),
-        ({"backend": "triton"}, "backend must be auto.*not 'triton'"),
+        ({"backend": "cuda"}, "backend must be auto.*not 'cuda'"),
+        ({"backend": "triton"}, "lif backend triton runs on cuda, not on cpu"),
+        ({"backend": "snntorch"}, "lif backend snntorch resets softly with the reset in the gradient"),
+        ({"backend": "spikingjelly"}, "lif backend spikingjelly fires binary spikes, not ternary ones"),
+        (
+            {"backend": "spikingjelly", "kind": "binary", "surrogate": "superspike"},
+            "has the surrogates .*not superspike",
+        ),
+        ({"backend": "spikingjelly", "kind": "binary", "threshold": torch.ones(4)}, "one fixed threshold"),
+        ({"backend": "spikingjelly", "kind": "binary", "decay": 0.0}, "a decay above 0"),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(changes: dict[str, Any], message: str):

@@ -201,12 +201,12 @@ def test_another_width_puts_a_map_on_each_side(make_teacher):
 
 def test_the_configuration_reaches_the_student(make_teacher):
     neuron, hidden = {"steps": 3, "threshold": 1.5}, {"kind": "binary"}
-    keys = {"channel_mix_width": 40, "wkv_chunk": 8, "wkv_backend": "reference", "lif_backend": "reference"}
+    keys = {"channel_mix_width": 40, "wkv_chunk": 8, "wkv_backend": "reference"}
     settings = _settings(layers=3, neuron=neuron, hidden_neuron=hidden, **keys)
     student = build_student(settings, _llama(make_teacher), _text())
     config = student.config
     assert (config.num_hidden_layers, config.head_size, config.channel_mix_size) == (3, 16, 40)
-    assert (config.wkv_chunk, config.wkv_backend, config.lif_backend) == (8, "reference", "reference")
+    assert (config.wkv_chunk, config.wkv_backend) == (8, "reference")
     assert (config.neuron["steps"], config.neuron["threshold"], config.hidden_neuron["kind"]) == (3, 1.5, "binary")
     assert config.eos_token_id == 256
     block = student.model.blocks[2]

@@ -23,7 +23,7 @@ def _settings(**keys) -> dict:
 
 def _neuron(channels: int = C, **keys) -> Neuron:
     """In float64, with thresholds (and decays) that differ between channels where each has its own."""
-    neuron = Neuron(channels, _settings(**keys), "auto").double()
+    neuron = Neuron(channels, _settings(**keys)).double()
     with torch.no_grad():
         for number, parameter in enumerate(neuron.parameters()):
             generator = torch.Generator().manual_seed(number)
@@ -32,7 +32,7 @@ def _neuron(channels: int = C, **keys) -> Neuron:
 
 
 def _linear(**keys) -> SpikingLinear:
-    linear = SpikingLinear(C, O, _settings(**keys), "auto").double()
+    linear = SpikingLinear(C, O, _settings(**keys)).double()
     linear.neuron = _neuron(**keys)
     torch.nn.init.normal_(linear.weight, generator=torch.Generator().manual_seed(9))
     return linear
@@ -97,7 +97,7 @@ def test_without_decay_it_rounds_towards_zero_to_the_nearest_of_its_levels(curre
     # At a tie the running sum of T currents and one product with T may round to different sides.
     assume(abs(steps * current - round(steps * current)) > 1e-9)
     kind = "binary" if binary else "ternary"
-    neuron = Neuron(1, _settings(kind=kind, steps=steps, threshold=1.0, scale="none", learn_threshold="fixed"), "auto")
+    neuron = Neuron(1, _settings(kind=kind, steps=steps, threshold=1.0, scale="none", learn_threshold="fixed"))
     s, _ = neuron.double()(torch.tensor([[current]], dtype=torch.float64))
     expected = np.copysign(min(steps, np.floor(steps * abs(current))), current)
     assert s.item() == (max(0.0, expected) if binary else expected) / steps
@@ -105,7 +105,7 @@ def test_without_decay_it_rounds_towards_zero_to_the_nearest_of_its_levels(curre
 
 def test_a_decay_widens_the_dead_zone():
     T, decay = 4, 0.5
-    neuron = Neuron(2, _settings(decay=decay, threshold=1.0, scale="none", learn_threshold="fixed"), "auto").double()
+    neuron = Neuron(2, _settings(decay=decay, threshold=1.0, scale="none", learn_threshold="fixed")).double()
     # The membrane reaches x (1 - beta^T) / (1 - beta) at most before its first spike.
     first = (1.0 - decay) / (1.0 - decay**T)
     s, _ = neuron(torch.tensor([[first - 1e-9, first + 1e-9]], dtype=torch.float64))
@@ -182,7 +182,7 @@ def test_controls_have_one_form(kind):
 @pytest.mark.parametrize("steps", [1, 3, 4, 7])
 @pytest.mark.parametrize("form", ["rate", "steps"])
 def test_bfloat16_products_see_exact_counts(steps, form):
-    linear = SpikingLinear(C, C, _settings(steps=steps, threshold=2.0), "auto")
+    linear = SpikingLinear(C, C, _settings(steps=steps, threshold=2.0))
     linear.form = form
     torch.nn.init.eye_(linear.weight)
     x_NC = _currents(200, C).float()
@@ -260,7 +260,7 @@ def test_a_surrogate_moves_the_threshold_of_a_silent_neuron_down():
 
 @pytest.mark.parametrize("shape", ["layer", "channel"])
 def test_a_learned_decay_starts_where_it_is_told_and_learns(shape):
-    neuron = Neuron(C, _settings(learn_decay=shape, decay=0.8, detach_reset=False), "auto").double()
+    neuron = Neuron(C, _settings(learn_decay=shape, decay=0.8, detach_reset=False)).double()
     assert neuron.decay_logit is not None
     assert neuron.decay_logit.shape == (() if shape == "layer" else (C,))
     torch.testing.assert_close(torch.as_tensor(neuron.decay), torch.full_like(neuron.decay_logit, 0.8))

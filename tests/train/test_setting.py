@@ -93,7 +93,7 @@ def test_the_fingerprint_knows_content_and_not_places(tiny_experiment, tiny_text
     assert prepare(tiny_experiment(data__path=copy)).fingerprint != here
     assert prepare(tiny_experiment(train__log_every=3)).fingerprint == here
     assert prepare(tiny_experiment(train__precision="bfloat16")).fingerprint != here
-    assert prepare(tiny_experiment(student__lif_backend="reference")).fingerprint != here
+    assert prepare(tiny_experiment(student__neuron__backend="reference")).fingerprint != here
 
 
 def test_automatic_kernels_are_fingerprinted_as_what_they_came_to(tiny_experiment):

@@ -12,22 +12,32 @@ import torch
 from torch import Tensor
 
 from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
+from asnn_goose.kernels.lif import peers
+from asnn_goose.kernels.lif.fused import Dynamics, FusedLIF
 from asnn_goose.kernels.lif.reference import lif_rate_reference, lif_reference
 from asnn_goose.kernels.lif.surrogate import DEFAULT_WIDTH
 
 BACKENDS = (
     Backend("numba", ("cpu",), (*HALF, torch.float32), package="numba"),
+    Backend("triton", ("cuda",), (*HALF, torch.float32), package="triton"),
     Backend("reference"),
+    Backend("spikingjelly", package="spikingjelly", automatic=False, unless=peers.spikingjelly_obstacle),
+    Backend("snntorch", package="snntorch", automatic=False, unless=peers.snntorch_obstacle),
 )
 
 
-def lif_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The form that ``lif`` and ``lif_rate`` will run for such input; raises ValueError if a named one cannot."""
-    return choose("lif", BACKENDS, backend, device=device, dtype=dtype, gradient=True, state=True)
+def lif_backend(backend: str, device: torch.device, dtype: torch.dtype, **options) -> str:
+    """The form that ``lif`` and ``lif_rate`` will run for such input; raises ValueError if a named one cannot.
+
+    ``options`` are those of :func:`lif`; without them only device, dtype and installation are looked at.
+    """
+    return choose("lif", BACKENDS, backend, device=device, dtype=dtype, gradient=True, state=True, **options)
 
 
-def _checked(current, shape, threshold, decay, kind, reset, surrogate, width, v0):
-    """The arguments in the dtype of the state; shape is that of one micro-step."""
+def _checked(
+    current: Tensor, step_shape, steps, mean, threshold, decay, kind, reset, detach_reset, surrogate, width, v0
+) -> tuple[Tensor, Tensor, Tensor | None, Dynamics]:  # fmt: skip
+    """threshold, decay and v0 in the dtype of the state, and the rest."""
     if not current.is_floating_point():
         raise ValueError(f"current must be floating point, not {current.dtype}")
     if kind not in ("ternary", "binary"):
@@ -39,8 +49,8 @@ def _checked(current, shape, threshold, decay, kind, reset, surrogate, width, v0
     width = DEFAULT_WIDTH[surrogate] if width is None else float(width)
     if not width > 0:
         raise ValueError(f"width must be above 0, not {width}")
-    if 0 in shape:
-        raise ValueError(f"current must not be empty, but one step has shape {tuple(shape)}")
+    if 0 in step_shape:
+        raise ValueError(f"current must not be empty, but one step has shape {tuple(step_shape)}")
     dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
     threshold = torch.as_tensor(threshold, dtype=dtype, device=current.device)
     decay = torch.as_tensor(decay, dtype=dtype, device=current.device)
@@ -49,12 +59,41 @@ def _checked(current, shape, threshold, decay, kind, reset, surrogate, width, v0
     if not bool(((decay >= 0) & (decay <= 1)).all()):
         raise ValueError(f"decay must lie in [0, 1], not {decay.min().item()} to {decay.max().item()}")
     for name, value in (("threshold", threshold), ("decay", decay)):
-        if value.ndim > 1 or value.numel() not in (1, shape[-1]):
-            raise ValueError(f"{name} must be one number or one per channel ({shape[-1]}), not {tuple(value.shape)}")
-    if v0 is not None and v0.shape != shape:
-        raise ValueError(f"v0 must have the shape of one step, {tuple(shape)}, not {tuple(v0.shape)}")
+        if value.ndim > 1 or value.numel() not in (1, step_shape[-1]):
+            raise ValueError(
+                f"{name} must be one number or one per channel ({step_shape[-1]}), not {tuple(value.shape)}"
+            )
+    if v0 is not None and v0.shape != step_shape:
+        raise ValueError(f"v0 must have the shape of one step, {tuple(step_shape)}, not {tuple(v0.shape)}")
     v0 = None if v0 is None else v0.to(dtype)
-    return current.to(dtype), threshold, decay, width, v0
+    return threshold, decay, v0, Dynamics(steps, mean, kind, reset, detach_reset, surrogate, width)
+
+
+def _run(op: str, current, threshold, decay, v0, dynamics: Dynamics, backend: str) -> tuple[Tensor, Tensor | None]:
+    """(spikes or their mean, last membrane) in the form that ``backend`` comes to."""
+    choice = lif_backend(
+        backend, current.device, current.dtype, threshold=threshold, decay=decay, v0=v0, **dynamics._asdict()
+    )
+    log_choice(op, choice)
+    if choice == "numba":
+        from asnn_goose.kernels.lif import native
+
+        return FusedLIF.apply(current, threshold, decay, v0, dynamics, native)  # pyright: ignore[reportReturnType]
+    if choice == "triton":
+        from asnn_goose.kernels.lif import triton
+
+        return FusedLIF.apply(current, threshold, decay, v0, dynamics, triton)  # pyright: ignore[reportReturnType]
+    wide = current.to(threshold.dtype)
+    if choice == "reference" and dynamics.mean:
+        return lif_rate_reference(wide, threshold, decay, v0, dynamics), None
+    currents = wide.expand(dynamics.steps, *wide.shape) if dynamics.mean else wide
+    if choice == "reference":
+        spikes, v = lif_reference(currents, threshold, decay, v0, dynamics)
+    elif choice == "spikingjelly":
+        spikes, v = peers.spikingjelly_lif(currents, threshold, decay, dynamics)
+    else:
+        spikes, v = peers.snntorch_lif(currents, threshold, decay, dynamics)
+    return (spikes.mean(0), None) if dynamics.mean else (spikes.to(current.dtype), v)
 
 
 def lif(
@@ -80,25 +119,27 @@ def lif(
         detach_reset: whether the gradient ignores the path through the reset.
         width: of the surrogate, in units of v; None: the shape's default.
         v0: membrane before the first step, shape of one step; None: 0.
-        backend: auto or reference.
+        backend: numba (CPU) or triton (CUDA) for float32 and narrower, reference (anywhere, any dtype), spikingjelly or
+            snntorch (their neurons in our place, see peers.py), or auto: the first of numba, triton and reference
+            that can run.
 
     Returns:
-        (spikes_TxC, v_xC), float64 for float64 input, else float32.
+        (spikes_TxC in the current's dtype, v_xC in float64 for float64 input, else float32).
+
+    Raises:
+        ValueError: a wrong rank, shape, dtype, name or number, or a named backend that cannot run here.
     """
-    if backend not in ("auto", "reference"):
-        raise ValueError(f"lif backend must be auto or reference, not {backend!r}")
     if current_TxC.ndim < 2:
         raise ValueError(f"current must have a time axis and channels, not shape {tuple(current_TxC.shape)}")
     if current_TxC.shape[0] == 0:
         raise ValueError("current must have at least one micro-step")
-    current, threshold, decay, width, v0 = _checked(
-        current_TxC, current_TxC.shape[1:], threshold, decay, kind, reset, surrogate, width, v0
-    )
-    log_choice("lif", "reference")
-    return lif_reference(
-        current, threshold, decay,
-        kind=kind, reset=reset, detach_reset=detach_reset, surrogate=surrogate, width=width, v0=v0,
+    checked = _checked(
+        current_TxC, current_TxC.shape[1:], current_TxC.shape[0], False,
+        threshold, decay, kind, reset, detach_reset, surrogate, width, v0,
     )  # fmt: skip
+    spikes, v = _run("lif", current_TxC, *checked, backend)
+    assert v is not None
+    return spikes, v
 
 
 def lif_rate(
@@ -117,24 +158,16 @@ def lif_rate(
 ) -> Tensor:
     """Mean over ``steps`` micro-steps of the spikes that one constant current causes; no time axis is materialised.
 
-    Equals ``lif(current.expand(steps, ...), ...)[0].mean(0)``. Arguments as for :func:`lif`; backend: auto,
-    reference or numba (CPU, float32 and narrower). The mean lies on the levels k / steps: 2 steps + 1 of them, or
+    Equals ``lif(current.expand(steps, ...), ...)[0].mean(0)``, in float32 (float64 for float64 input). Arguments as for
+    :func:`lif`; its peers do materialise the time axis. The mean lies on the levels k / steps: 2 steps + 1 of them, or
     steps + 1 for binary.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     if current_xC.ndim < 1:
         raise ValueError("current must have channels, not be one number")
-    current, threshold, decay, width, v0 = _checked(
-        current_xC, current_xC.shape, threshold, decay, kind, reset, surrogate, width, v0
-    )
-    choice = lif_backend(backend, current_xC.device, current_xC.dtype)
-    log_choice("lif_rate", choice)
-    if choice == "numba":
-        from asnn_goose.kernels.lif.native import NativeRate
-
-        return NativeRate.apply(current, steps, threshold, decay, kind, reset, detach_reset, surrogate, width, v0)
-    return lif_rate_reference(
-        current, steps, threshold, decay,
-        kind=kind, reset=reset, detach_reset=detach_reset, surrogate=surrogate, width=width, v0=v0,
+    checked = _checked(
+        current_xC, current_xC.shape, steps, True,
+        threshold, decay, kind, reset, detach_reset, surrogate, width, v0,
     )  # fmt: skip
+    return _run("lif_rate", current_xC, *checked, backend)[0]

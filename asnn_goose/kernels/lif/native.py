@@ -1,20 +1,22 @@
-"""lif_rate on the CPU through numba: one pass over memory forward, one backward, no time axis ever stored.
+"""lif and lif_rate on the CPU through numba: one pass over memory forward, one backward.
 
 Both passes walk blocks of one row's channels, small enough for the first-level cache, with the micro-steps as the
 outer loop and the channels as the inner one, which the compiler turns into vector instructions. Backward runs the
 forward micro-steps again from the input and keeps their charged voltages in a per-thread buffer of T x BLOCK floats.
 No fast-math: a fused multiply-add would round differently from the reference and flip spikes at the threshold.
 
-Shapes: N rows, C channels, T micro-steps.
+Shapes: T micro-steps, S stored steps, N rows, C channels (see fused.py); P parts of the rows, one per thread.
 """
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
+from torch import Tensor
 
+from asnn_goose.kernels.lif.fused import Dynamics, Gradients, Inputs
 from asnn_goose.kernels.threads import bound_numba_threads, numba_threads
 
 BLOCK = 512
@@ -22,186 +24,216 @@ SHAPES = {"atan": 0, "triangle": 1, "sigmoid": 2, "superspike": 3, "rectangle": 
 
 ONE, ZERO, HALF = np.float32(1.0), np.float32(0.0), np.float32(0.5)
 
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _charge_and_fire(x, theta, beta, before, charged, after, ternary, soft, hard):
-    """One micro-step of a block. ternary, soft and hard are 0 or 1: as factors they keep the loop free of branches."""
-    for c in range(x.size):
-        u = beta[c] * before[c] + x[c]
-        up = ONE if u >= theta[c] else ZERO
-        down = ternary if u <= -theta[c] else ZERO
-        charged[c] = u
-        after[c] = u * (ONE - hard * (up + down)) - soft * theta[c] * (up - down)
+_compile: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _add_spikes(charged, theta, ternary, total):
-    for c in range(charged.size):
-        up = ONE if charged[c] >= theta[c] else ZERO
-        down = ternary if charged[c] <= -theta[c] else ZERO
-        total[c] += up - down
+# Rows of a worker's scratch array. One array of constant size, so that the compiler knows its rows apart.
+THETA, BETA, V, U, G, GRAD_S, GRAD_V, GRAD_THETA, GRAD_BETA, ROWS = range(10)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _derivative(charged, theta, ternary, shape, width, g):
-    """g(u) of a block, u = |v| - theta (ternary) or v - theta (binary); see surrogate.py."""
+@numba.njit(**_compile)
+def _charge(before, x, W, size):
+    """u = beta v + x for a block; the same operations wherever the membrane is charged."""
+    for c in range(size):
+        W[U, c] = W[BETA, c] * before[c] + x[c]
+
+
+@numba.njit(**_compile)
+def _derivative(W, size, ternary, shape, width):
+    """g of a block's distances from the threshold, |u| - theta (ternary) or u - theta (binary); see surrogate.py."""
     inverse = ONE / width
-    for c in range(charged.size):
-        v = charged[c]
-        g[c] = abs(v) * ternary + v * (ONE - ternary) - theta[c]
+    binary = ONE - ternary
     if shape == 0:
-        for c in range(g.size):
-            z = g[c] * (np.float32(math.pi) * inverse)
-            g[c] = inverse / (ONE + z * z)
+        for c in range(size):
+            z = (abs(W[U, c]) * ternary + W[U, c] * binary - W[THETA, c]) * (np.float32(math.pi) * inverse)
+            W[G, c] = inverse / (ONE + z * z)
     elif shape == 1:
-        for c in range(g.size):
-            g[c] = inverse * max(ZERO, ONE - abs(g[c]) * inverse)
+        for c in range(size):
+            z = abs(abs(W[U, c]) * ternary + W[U, c] * binary - W[THETA, c])
+            W[G, c] = inverse * max(ZERO, ONE - z * inverse)
     elif shape == 2:
-        for c in range(g.size):
+        for c in range(size):
+            z = abs(abs(W[U, c]) * ternary + W[U, c] * binary - W[THETA, c])
             # e^{-|z|} / (1 + e^{-|z|})^2 is s(1-s) without the overflow of e^{|z|}.
-            e = np.exp(-abs(g[c] * inverse))
-            g[c] = inverse * e / ((ONE + e) * (ONE + e))
+            e = np.exp(-z * inverse)
+            W[G, c] = inverse * e / ((ONE + e) * (ONE + e))
     elif shape == 3:
-        for c in range(g.size):
-            z = ONE + abs(g[c]) * inverse
-            g[c] = inverse / (z * z)
+        for c in range(size):
+            z = ONE + abs(abs(W[U, c]) * ternary + W[U, c] * binary - W[THETA, c]) * inverse
+            W[G, c] = inverse / (z * z)
     else:
-        for c in range(g.size):
-            g[c] = inverse if abs(g[c]) <= HALF * width else ZERO
+        for c in range(size):
+            z = abs(abs(W[U, c]) * ternary + W[U, c] * binary - W[THETA, c])
+            W[G, c] = inverse if z <= HALF * width else ZERO
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _through_spike(charged, theta, g, grad_mean, ternary, soft, hard, attached, grad_v, grad_theta):
+@numba.njit(**_compile)
+def _through_spike(W, size, ternary, soft, hard, attached):
     """Backwards through one micro-step's reset and spike.
 
-    grad_mean is the gradient of one spike; grad_v goes from the membrane after the reset to the charged one. attached
-    is 1 where the reset carries gradient. A loop over more arrays than these would not become vector instructions.
+    GRAD_V comes as the gradient of the membrane after the reset and leaves as that of the charged one. attached is 1
+    where the reset carries gradient.
     """
-    for c in range(charged.size):
-        u = charged[c]
+    for c in range(size):
+        u, theta, after = W[U, c], W[THETA, c], W[GRAD_V, c]
         sign = (ONE if u > ZERO else ONE - ternary) - (ternary if u < ZERO else ZERO)
-        fired = ONE if sign * u >= theta[c] else ZERO
-        after = grad_v[c]
-        slope = g[c] * (grad_mean[c] - attached * after * (hard * u * sign + soft * theta[c]))
-        grad_theta[c] -= sign * (slope + attached * soft * after * fired)
-        grad_v[c] = after * (ONE - hard * fired) + slope
+        fired = ONE if sign * u >= theta else ZERO
+        slope = W[G, c] * (W[GRAD_S, c] - attached * after * (hard * u * sign + soft * theta))
+        W[GRAD_THETA, c] -= sign * (slope + attached * soft * after * fired)
+        W[GRAD_V, c] = after * (ONE - hard * fired) + slope
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _through_charge(before, beta, grad_v, grad_x, grad_beta):
-    """Backwards through u = beta v + x; grad_v goes from the charged membrane to the one before."""
-    for c in range(grad_v.size):
-        grad_x[c] += grad_v[c]
-        grad_beta[c] += grad_v[c] * before[c]
-        grad_v[c] *= beta[c]
+@numba.njit(**_compile)
+def _through_soft_spike(W, size, attached):
+    """The same for a soft reset where threshold and decay need no gradient, as in a network with fixed neurons."""
+    for c in range(size):
+        after = W[GRAD_V, c]
+        W[GRAD_V, c] = after + W[G, c] * (W[GRAD_S, c] - attached * after * W[THETA, c])
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
-def _forward(x_NC, threshold_C, decay_C, v0_NC, has_v0, steps, ternary, soft, hard, parts, rate_NC):
-    N, C = x_NC.shape
+@numba.njit(parallel=True, **_compile)
+def _forward(x_SNC, threshold_C, decay_C, v0_NC, has_v0, steps, mean, ternary, soft, hard, parts, spikes_SNC, v_NC):
+    _, N, C = x_SNC.shape
     for p in numba.prange(parts):
-        # Two membranes in turn: a loop that reads and writes one array is not turned into vector instructions.
-        v, charged = np.empty((2, BLOCK), np.float32), np.empty(BLOCK, np.float32)
-        for n in range(p * N // parts, (p + 1) * N // parts):
-            for start in range(0, C, BLOCK):
-                stop = min(start + BLOCK, C)
-                size = stop - start
-                x, theta, beta = x_NC[n, start:stop], threshold_C[start:stop], decay_C[start:stop]
-                rate = rate_NC[n, start:stop]
-                rate[:] = ZERO
+        W = np.empty((ROWS, BLOCK), np.float32)
+        for start in range(0, C, BLOCK):
+            stop = min(start + BLOCK, C)
+            size = stop - start
+            W[THETA, :size] = threshold_C[start:stop]
+            W[BETA, :size] = decay_C[start:stop]
+            for n in range(p * N // parts, (p + 1) * N // parts):
                 if has_v0:
-                    v[0, :size] = v0_NC[n, start:stop]
+                    W[V, :size] = v0_NC[n, start:stop]
                 else:
-                    v[0, :size] = ZERO
+                    W[V, :size] = ZERO
+                if mean:
+                    W[G, :size] = ZERO
                 for t in range(steps):
-                    old, new = v[t % 2, :size], v[(t + 1) % 2, :size]
-                    _charge_and_fire(x, theta, beta, old, charged[:size], new, ternary, soft, hard)
-                    _add_spikes(charged[:size], theta, ternary, rate)
-                for c in range(size):
-                    rate[c] = rate[c] / np.float32(steps)
+                    x, spikes = x_SNC[0 if mean else t, n, start:stop], spikes_SNC[0 if mean else t, n, start:stop]
+                    for c in range(size):
+                        u, theta = W[BETA, c] * W[V, c] + x[c], W[THETA, c]
+                        up = ONE if u >= theta else ZERO
+                        down = ternary if u <= -theta else ZERO
+                        spikes[c] = up - down
+                        W[V, c] = u * (ONE - hard * (up + down)) - soft * theta * (up - down)
+                    if mean:
+                        for c in range(size):
+                            W[G, c] += spikes[c]
+                if mean:
+                    spikes = spikes_SNC[0, n, start:stop]
+                    for c in range(size):
+                        spikes[c] = W[G, c] / np.float32(steps)
+                else:
+                    v_NC[n, start:stop] = W[V, :size]
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(parallel=True, **_compile)
 def _backward(
-    x_NC, threshold_C, decay_C, v0_NC, has_v0, steps, ternary, soft, hard, parts, attached, shape, width, grad_rate_NC,
-    grad_x_NC, grad_v0_NC, grad_threshold_PC, grad_decay_PC,
+    x_SNC, threshold_C, decay_C, v0_NC, has_v0, steps, mean, ternary, soft, hard, parts, attached, shape, width,
+    parameters, grad_spikes_SNC, has_spikes, grad_last_NC, has_last, grad_x_SNC, grad_v0_NC, grad_threshold_PC,
+    grad_decay_PC,
 ):  # fmt: skip
-    N, C = x_NC.shape
+    _, N, C = x_SNC.shape
     for p in numba.prange(parts):
-        before, charged = np.empty((steps + 1, BLOCK), np.float32), np.empty((steps, BLOCK), np.float32)
-        grad_v, grad_mean, g = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-        for n in range(p * N // parts, (p + 1) * N // parts):
-            for start in range(0, C, BLOCK):
-                stop = min(start + BLOCK, C)
-                size = stop - start
-                x, theta, beta = x_NC[n, start:stop], threshold_C[start:stop], decay_C[start:stop]
-                grad_x = grad_x_NC[n, start:stop]
-                grad_x[:] = ZERO
-                grad_v[:size] = ZERO
+        W, before = np.zeros((ROWS, BLOCK), np.float32), np.empty((steps, BLOCK), np.float32)
+        for start in range(0, C, BLOCK):
+            stop = min(start + BLOCK, C)
+            size = stop - start
+            W[THETA, :size] = threshold_C[start:stop]
+            W[BETA, :size] = decay_C[start:stop]
+            W[GRAD_THETA] = ZERO
+            W[GRAD_BETA] = ZERO
+            for n in range(p * N // parts, (p + 1) * N // parts):
                 if has_v0:
                     before[0, :size] = v0_NC[n, start:stop]
                 else:
                     before[0, :size] = ZERO
-                for c in range(size):
-                    grad_mean[c] = grad_rate_NC[n, start + c] / np.float32(steps)
-                for t in range(steps):
-                    _charge_and_fire(
-                        x, theta, beta, before[t, :size], charged[t, :size], before[t + 1, :size], ternary, soft, hard
-                    )
+                for t in range(steps - 1):
+                    x, old, new = x_SNC[0 if mean else t, n, start:stop], before[t], before[t + 1]
+                    for c in range(size):
+                        u, theta = W[BETA, c] * old[c] + x[c], W[THETA, c]
+                        up = ONE if u >= theta else ZERO
+                        down = ternary if u <= -theta else ZERO
+                        new[c] = u * (ONE - hard * (up + down)) - soft * theta * (up - down)
+                if has_last:
+                    W[GRAD_V, :size] = grad_last_NC[n, start:stop]
+                else:
+                    W[GRAD_V, :size] = ZERO
+                if mean:
+                    W[GRAD_S, :size] = grad_spikes_SNC[0, n, start:stop] / np.float32(steps)
+                    grad_x_SNC[0, n, start:stop] = ZERO
                 for back in range(steps):
                     t = steps - 1 - back
-                    _derivative(charged[t, :size], theta, ternary, shape, width, g[:size])
-                    _through_spike(
-                        charged[t, :size], theta, g[:size], grad_mean[:size], ternary, soft, hard, attached,
-                        grad_v[:size], grad_threshold_PC[p, start:stop],
-                    )  # fmt: skip
-                    _through_charge(before[t, :size], beta, grad_v[:size], grad_x, grad_decay_PC[p, start:stop])
+                    x, grad_x = x_SNC[0 if mean else t, n, start:stop], grad_x_SNC[0 if mean else t, n, start:stop]
+                    if has_spikes and not mean:
+                        W[GRAD_S, :size] = grad_spikes_SNC[t, n, start:stop]
+                    _charge(before[t], x, W, size)
+                    _derivative(W, size, ternary, shape, width)
+                    if hard == ONE or parameters:
+                        _through_spike(W, size, ternary, soft, hard, attached)
+                    else:
+                        _through_soft_spike(W, size, attached)
+                    if mean:
+                        for c in range(size):
+                            grad_x[c] += W[GRAD_V, c]
+                    else:
+                        grad_x[:] = W[GRAD_V, :size]
+                    if parameters:
+                        old = before[t]
+                        for c in range(size):
+                            W[GRAD_BETA, c] += W[GRAD_V, c] * old[c]
+                    for c in range(size):
+                        W[GRAD_V, c] *= W[BETA, c]
                 if has_v0:
-                    grad_v0_NC[n, start:stop] = grad_v[:size]
+                    grad_v0_NC[n, start:stop] = W[GRAD_V, :size]
+            grad_threshold_PC[p, start:stop] = W[GRAD_THETA, :size]
+            grad_decay_PC[p, start:stop] = W[GRAD_BETA, :size]
 
 
-class NativeRate(torch.autograd.Function):
-    """Mean spike in float32; gradients for current, threshold, decay and initial membrane."""
+def _float32(tensor: Tensor | None) -> np.ndarray:
+    return np.empty((0, 0), np.float32) if tensor is None else tensor.detach().float().numpy()
 
-    @staticmethod
-    def forward(ctx, current, steps, threshold, decay, kind, reset, detach_reset, surrogate, width, v0):
-        bound_numba_threads()
-        C = current.shape[-1]
-        x_NC = current.detach().float().reshape(-1, C).contiguous()
-        threshold_C = threshold.detach().float().expand(C).contiguous()
-        decay_C = decay.detach().float().expand(C).contiguous()
-        v0_NC = x_NC.new_empty(0, 0) if v0 is None else v0.detach().float().reshape(-1, C).contiguous()
-        rate_NC = torch.empty_like(x_NC)
-        factors = [np.float32(flag) for flag in (kind == "ternary", reset == "soft", reset == "hard")]
-        # One partial sum per thread and channel: no two threads add to one place, and the order is fixed.
-        flags = (v0 is not None, steps, *factors, max(1, min(numba_threads(), x_NC.shape[0])))
-        inputs = [tensor.numpy() for tensor in (x_NC, threshold_C, decay_C, v0_NC)]
-        _forward(*inputs, *flags, rate_NC.numpy())  # pyright: ignore[reportCallIssue]
-        ctx.save_for_backward(x_NC, threshold_C, decay_C, v0_NC)
-        ctx.flags, ctx.tail = flags, (np.float32(not detach_reset), SHAPES[surrogate], np.float32(width))
-        ctx.shapes = current.shape, threshold.shape, decay.shape, None if v0 is None else v0.shape
-        ctx.dtypes = current.dtype, threshold.dtype, decay.dtype, None if v0 is None else v0.dtype
-        return rate_NC.view(current.shape)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grad_outputs):
-        x_NC, threshold_C, decay_C, v0_NC = ctx.saved_tensors
-        C = x_NC.shape[1]
-        grad_NC = grad_outputs[0].float().reshape(-1, C).contiguous()
-        parts = ctx.flags[-1]
-        grad_x_NC = torch.empty_like(x_NC)
-        grad_v0_NC = torch.empty_like(v0_NC)
-        grad_threshold_PC, grad_decay_PC = x_NC.new_zeros(parts, C), x_NC.new_zeros(parts, C)
-        inputs = [tensor.numpy() for tensor in (x_NC, threshold_C, decay_C, v0_NC)]
-        outputs = [tensor.numpy() for tensor in (grad_x_NC, grad_v0_NC, grad_threshold_PC, grad_decay_PC)]
-        _backward(*inputs, *ctx.flags, *ctx.tail, grad_NC.numpy(), *outputs)  # pyright: ignore[reportCallIssue]
-        current, threshold, decay, v0 = (
-            None if shape is None else grad.sum_to_size(shape).to(dtype) if name else grad.view(shape).to(dtype)
-            for name, grad, shape, dtype in zip(
-                (False, True, True, False),
-                (grad_x_NC, grad_threshold_PC.sum(0), grad_decay_PC.sum(0), grad_v0_NC),
-                ctx.shapes, ctx.dtypes, strict=True,
-            )
-        )  # fmt: skip
-        return current, None, threshold, decay, None, None, None, None, None, v0
+def _arguments(inputs: Inputs, dynamics: Dynamics) -> tuple:
+    """What both passes take first: arrays in float32, and flags that enter the arithmetic as 0 or 1."""
+    bound_numba_threads()
+    _, N, C = inputs.x_SNC.shape
+    per_channel = (value.detach().float().expand(C).contiguous().numpy() for value in (inputs.threshold, inputs.decay))
+    factors = (dynamics.kind == "ternary", dynamics.reset == "soft", dynamics.reset == "hard")
+    # One partial sum per thread and channel: no two threads add to one place, and the order is fixed.
+    parts = max(1, min(numba_threads(), N))
+    return (
+        _float32(inputs.x_SNC), *per_channel, _float32(inputs.v0_NC), inputs.v0_NC is not None, dynamics.steps,
+        dynamics.mean, *(np.float32(factor) for factor in factors), parts,
+    )  # fmt: skip
+
+
+def forward(inputs: Inputs, dynamics: Dynamics) -> tuple[Tensor, Tensor | None]:
+    """(spikes_SNC, last membrane [N, C]; None with ``mean``)."""
+    x = inputs.x_SNC
+    spikes = torch.empty_like(x, dtype=torch.float32)
+    v = x.new_empty((0, 0) if dynamics.mean else x.shape[1:], dtype=torch.float32)
+    _forward(*_arguments(inputs, dynamics), spikes.numpy(), v.numpy())  # pyright: ignore[reportCallIssue]
+    return (spikes, None) if dynamics.mean else (spikes.to(x.dtype), v)
+
+
+def backward(
+    inputs: Inputs, dynamics: Dynamics, grad_spikes_SNC: Tensor | None, grad_v_NC: Tensor | None, parameters: bool
+) -> Gradients:
+    """Gradients of everything in ``inputs``, in float32; of threshold and decay only if ``parameters``, else 0."""
+    arguments = _arguments(inputs, dynamics)
+    parts, C = arguments[-1], inputs.x_SNC.shape[2]
+    surrogate = (
+        np.float32(not dynamics.detach_reset),
+        SHAPES[dynamics.surrogate],
+        np.float32(dynamics.width),
+        parameters,
+    )
+    spikes = torch.zeros(1, 1, 1) if grad_spikes_SNC is None else grad_spikes_SNC
+    arrivals = (_float32(spikes), grad_spikes_SNC is not None, _float32(grad_v_NC), grad_v_NC is not None)
+    grad_x = torch.empty_like(inputs.x_SNC, dtype=torch.float32)
+    grad_v0 = None if inputs.v0_NC is None else torch.empty_like(inputs.v0_NC, dtype=torch.float32)
+    partial = torch.zeros(2, parts, C)
+    results = (grad_x.numpy(), _float32(grad_v0), partial[0].numpy(), partial[1].numpy())
+    _backward(*arguments, *surrogate, *arrivals, *results)  # pyright: ignore[reportCallIssue]
+    return Gradients(grad_x, partial[0].sum(0), partial[1].sum(0), grad_v0)

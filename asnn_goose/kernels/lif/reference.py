@@ -6,6 +6,7 @@ Shapes: T micro-steps, ... any, C channels (last axis; threshold and decay broad
 import torch
 from torch import Tensor
 
+from asnn_goose.kernels.lif.fused import Dynamics
 from asnn_goose.kernels.lif.surrogate import derivative
 
 
@@ -33,36 +34,34 @@ class _Fire(torch.autograd.Function):
         return grad_v, grad_threshold.sum_to_size(threshold.shape), None, None, None
 
 
-def _micro_step(v, x, threshold, decay, kind, reset, detach_reset, surrogate, width):
+def _micro_step(v, x, threshold, decay, dynamics: Dynamics):
     v = decay * v + x
-    s = _Fire.apply(v, threshold, kind, surrogate, width)
-    fired = s.detach() if detach_reset else s
-    if reset == "soft":
+    s = _Fire.apply(v, threshold, dynamics.kind, dynamics.surrogate, dynamics.width)
+    fired = s.detach() if dynamics.detach_reset else s
+    if dynamics.reset == "soft":
         # The subtracted theta belongs to the reset path too: it carries no gradient when the reset is detached.
-        v = v - fired * (threshold.detach() if detach_reset else threshold)
+        v = v - fired * (threshold.detach() if dynamics.detach_reset else threshold)
     else:
         # |s| written as s sign(v), whose derivative is the surrogate's also where s = 0; autograd's |s| has none there.
-        v = v * (1.0 - (fired if kind == "binary" else fired * torch.sign(v.detach())))
+        v = v * (1.0 - (fired if dynamics.kind == "binary" else fired * torch.sign(v.detach())))
     return s, v
 
 
-def lif_reference(current_TxC, threshold, decay, *, kind, reset, detach_reset, surrogate, width, v0):
+def lif_reference(current_TxC, threshold, decay, v0, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
     """All micro-steps of v_t = decay v_{t-1} + x_t, fire, reset; returns (spikes_TxC, v_xC after the last reset)."""
     v = v0 if v0 is not None else torch.zeros_like(current_TxC[0])
     spikes = []
     for x in current_TxC.unbind(0):
-        s, v = _micro_step(v, x, threshold, decay, kind, reset, detach_reset, surrogate, width)
+        s, v = _micro_step(v, x, threshold, decay, dynamics)
         spikes.append(s)
     return torch.stack(spikes), v
 
 
-def lif_rate_reference(
-    current_xC, steps, threshold, decay, *, kind, reset, detach_reset, surrogate, width, v0
-) -> Tensor:
-    """Mean spike of ``steps`` micro-steps that all receive ``current_xC``."""
+def lif_rate_reference(current_xC, threshold, decay, v0, dynamics: Dynamics) -> Tensor:
+    """Mean spike of ``dynamics.steps`` micro-steps that all receive ``current_xC``."""
     v = v0 if v0 is not None else torch.zeros_like(current_xC)
     total = torch.zeros_like(current_xC)
-    for _ in range(steps):
-        s, v = _micro_step(v, current_xC, threshold, decay, kind, reset, detach_reset, surrogate, width)
+    for _ in range(dynamics.steps):
+        s, v = _micro_step(v, current_xC, threshold, decay, dynamics)
         total = total + s
-    return total / steps
+    return total / dynamics.steps

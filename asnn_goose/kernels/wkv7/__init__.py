@@ -124,6 +124,6 @@ def wkv7(
         if largest * chunk_size > _LARGEST_LOG[dtype]:
             raise ValueError(
                 f"|log_w| reaches {largest:.3g}, which over chunk_size {chunk_size} overflows {dtype}: "
-                f"use a chunk_size of at most {max(1, int(_LARGEST_LOG[dtype] / largest))} or backend reference"
+                f"use a chunk_size of at most {max(1, int(_LARGEST_LOG[dtype] / largest))} or another backend"
             )
         return wkv7_chunk(r, log_w, k, v, a, b, state, chunk_size)

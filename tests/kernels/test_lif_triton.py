@@ -1,0 +1,154 @@
+"""The Triton form of lif: in Triton's interpreter against the reference, and compiled for GPUs that need not be there.
+
+conftest.py sets TRITON_INTERPRET before anything imports Triton; compilation happens in a process without it.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from asnn_goose.kernels.lif import _checked
+from asnn_goose.kernels.lif.fused import FusedLIF
+
+KINDS, RESETS = ("ternary", "binary"), ("soft", "hard")
+SURROGATES = ("atan", "triangle", "sigmoid", "superspike", "rectangle")
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def results_and_gradients(form: str, current: Tensor, theta: Tensor, beta: Tensor, v0: Tensor | None, **options):
+    """Spikes (or their mean), membrane, and the gradients of a fixed weighted sum in everything given."""
+    mean = options.get("mean", False)
+    leaves = [None if x is None else x.detach().clone().requires_grad_() for x in (current, theta, beta, v0)]
+    x, threshold, decay, start = leaves
+    assert x is not None
+    settings = {"kind": "ternary", "reset": "soft", "detach_reset": True, "surrogate": "atan", "width": None} | options
+    settings.pop("mean", None)
+    steps = settings.pop("steps", x.shape[0])
+    checked = _checked(x, x.shape if mean else x.shape[1:], steps, mean, threshold, decay, v0=start, **settings)
+    if form == "triton":
+        from asnn_goose.kernels.lif import triton
+
+        spikes, v = FusedLIF.apply(x, *checked, triton)  # pyright: ignore[reportGeneralTypeIssues]
+    else:
+        from asnn_goose.kernels.lif import _run
+
+        spikes, v = _run("lif", x, *checked, form)
+    total = (spikes.float() * numbers(*spikes.shape, seed=8)).sum()
+    if v is not None:
+        total = total + (v * numbers(*v.shape, seed=9)).sum()
+    total.backward()
+    grads = [leaf.grad for leaf in leaves if leaf is not None]
+    return [spikes.detach(), *([] if v is None else [v.detach()]), *grads]
+
+
+def assert_alike(found: list[Tensor], wanted: list[Tensor], outputs: int) -> None:
+    for index, (ours, exact) in enumerate(zip(found, wanted, strict=True)):
+        assert ours.dtype == exact.dtype
+        if index < outputs:
+            assert torch.equal(ours, exact)
+        else:
+            # The same operations; a sum over rows is added in another order.
+            assert (ours - exact).abs().max() <= 5e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize("detach_reset", [True, False])
+@pytest.mark.parametrize(("kind", "reset"), list(itertools.product(KINDS, RESETS)))
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_time_axis_equals_the_reference(per_channel: bool, kind: str, reset: str, detach_reset: bool):
+    """Ten micro-steps are a whole segment and a ragged one."""
+    options = {"kind": kind, "reset": reset, "detach_reset": detach_reset, "width": 0.7}
+    theta, beta = (
+        (0.5 + numbers(5, seed=1).abs(), torch.rand(5)) if per_channel else (torch.tensor(0.8), torch.tensor(0.9))
+    )
+    arguments = (numbers(10, 3, 5), theta, beta, numbers(3, 5, seed=2) / 4)
+    found = results_and_gradients("triton", *arguments, **options)
+    assert_alike(found, results_and_gradients("numba", *arguments, **options), outputs=2)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_rate_equals_the_reference_for_every_surrogate(surrogate: str):
+    options = {"mean": True, "steps": 3, "surrogate": surrogate, "width": 0.6, "detach_reset": False}
+    arguments = (numbers(4, 6), torch.tensor(0.7), torch.rand(6) / 2 + 0.5, None)
+    found = results_and_gradients("triton", *arguments, **options)
+    assert_alike(found, results_and_gradients("reference", *arguments, **options), outputs=1)
+
+
+def test_bfloat16_spikes_with_a_float32_state():
+    arguments = (numbers(4, 2, 8).bfloat16(), torch.tensor(0.6), torch.tensor(0.9), None)
+    found = results_and_gradients("triton", *arguments)
+    assert found[0].dtype == torch.bfloat16 and found[1].dtype == torch.float32
+    wanted = results_and_gradients("numba", *arguments)
+    assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
+    torch.testing.assert_close(found[2:], wanted[2:], rtol=2**-7, atol=2**-9)
+
+
+def test_spikes_at_the_threshold_and_beside_it():
+    """A membrane exactly at theta fires, and its neighbour below does not."""
+    below = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
+    x = torch.stack([torch.tensor(1.0), below, -torch.tensor(1.0), -below]).expand(1, -1)
+    spikes = results_and_gradients("triton", x, torch.tensor(1.0), torch.tensor(1.0), None)[0]
+    assert spikes.tolist() == [[1.0, 0.0, -1.0, 0.0]]
+
+
+COMPILE = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from asnn_goose.kernels.lif import triton as lif
+for name, extra in (
+    ("_forward_kernel", {}),
+    ("_forward_kernel", {"MEAN": True}),
+    ("_backward_kernel", {"HAS_SPIKES": True, "HAS_LAST": True,
+                          "ATTACHED": True, "PARAMETERS": True, "SHAPE": 0, "STEPS": 4}),
+):
+    kernel = getattr(lif, name)
+    constants = {"THRESHOLD_STRIDE": 1, "DECAY_STRIDE": 0, "HAS_V0": True, "MEAN": False, "TERNARY": True, "SOFT": True,
+                 "ROWS": 4, "COLUMNS": 256} | extra
+    half = {"x", "spikes", "grad_spikes", "grad_x"}
+    signature = {}
+    for argument in kernel.arg_names:
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in ("N", "C", "T", "segments"):
+            signature[argument] = "i32"
+        elif argument == "width":
+            signature[argument] = "fp32"
+        else:
+            signature[argument] = "*bf16" if argument in half else "*fp32"
+    for capability in (80, 90):
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
+        ptx = built.asm["ptx"]
+        assert f".target sm_{capability}" in ptx and len(built.asm["cubin"]) > 0
+        # A fused multiply-add would round beta v + x once instead of twice.
+        print(name, capability, "fma.rn.f32" in ptx)
+"""
+
+
+def test_kernels_compile_for_gpus_without_one(tmp_path: Path):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        cwd=Path(__file__).parents[2],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [
+        "_forward_kernel 80 False",
+        "_forward_kernel 90 False",
+        "_forward_kernel 80 False",
+        "_forward_kernel 90 False",
+        "_backward_kernel 80 False",
+        "_backward_kernel 90 False",
+    ]
