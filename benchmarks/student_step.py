@@ -104,11 +104,16 @@ def main() -> None:
     setting = prepare(load_experiment("v11_1", ["--student.fit_tokens", "2048"]).experiment)
     batch = next(iter(setting.windows))
     calls = record(setting, batch)
-    setting.optimisers.student.step()
+    gradients = [(p, p.grad) for group in setting.optimisers.student.param_groups for p in group["params"]]
+
+    def optimiser() -> None:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        setting.optimisers.student.step()
 
     candidates: dict[str, Callable[[], Any]] = {
         "teacher": lambda: training.Targets(setting.teacher, batch.input_ids),
-        "optimiser": setting.optimisers.student.step,
+        "optimiser": optimiser,
     }
     for when, forms in FORMS.items():
         candidates[f"whole step {when}"] = whole_step(setting, batch, forms)

@@ -19,7 +19,7 @@ from torch import Tensor
 from asnn_goose.kernels.lif.fused import Dynamics, Gradients, Inputs
 from asnn_goose.kernels.threads import bound_numba_threads, numba_threads
 
-BLOCK = 512
+BLOCK = 1024
 SHAPES = {"atan": 0, "triangle": 1, "sigmoid": 2, "superspike": 3, "rectangle": 4}
 
 ONE, ZERO, HALF = np.float32(1.0), np.float32(0.0), np.float32(0.5)
@@ -27,167 +27,191 @@ ONE, ZERO, HALF = np.float32(1.0), np.float32(0.0), np.float32(0.5)
 _compile: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
-# Rows of a worker's scratch array. One array of constant size, so that the compiler knows its rows apart.
-THETA, BETA, V, U, G, GRAD_S, GRAD_V, GRAD_THETA, GRAD_BETA, ROWS = range(10)
+# Rows of a worker's scratch array: one array of constant size, so that the compiler can tell its rows apart.
+THETA, BETA, V, G, GRAD_S, GRAD_V, GRAD_X, TOTAL, GRAD_THETA, GRAD_BETA, ROWS = range(11)
 
 
 @numba.njit(**_compile)
-def _charge(before, x, W, size):
-    """u = beta v + x for a block; the same operations wherever the membrane is charged."""
+def _fire_and_reset(W, x, spikes, size, ternary, hard):
+    """One micro-step of a block: W[V] goes from the membrane before it to the one after its reset."""
     for c in range(size):
-        W[U, c] = W[BETA, c] * before[c] + x[c]
+        u, theta = W[BETA, c] * W[V, c] + x[c], W[THETA, c]
+        s = ONE if u >= theta else ZERO
+        if ternary:
+            s -= ONE if u <= -theta else ZERO
+        spikes[c] = s
+        if hard:
+            W[V, c] = ZERO if s != ZERO else u
+        else:
+            W[V, c] = u - theta * s
 
 
 @numba.njit(**_compile)
-def _derivative(W, size, ternary, shape, width):
-    """g of a block's distances from the threshold, |u| - theta (ternary) or u - theta (binary); see surrogate.py."""
+def _next_membrane(W, before, x, after, size, ternary, hard):
+    """The same without spikes, from one array into another."""
+    for c in range(size):
+        u, theta = W[BETA, c] * before[c] + x[c], W[THETA, c]
+        s = ONE if u >= theta else ZERO
+        if ternary:
+            s -= ONE if u <= -theta else ZERO
+        if hard:
+            after[c] = ZERO if s != ZERO else u
+        else:
+            after[c] = u - theta * s
+
+
+@numba.njit(**_compile)
+def _derivative(W, before, x, size, ternary, shape, width):
+    """W[G] = g of a block's distances from the threshold, |u| - theta (ternary) or u - theta; see surrogate.py.
+
+    One loop per shape: with a choice inside it a loop would not be turned into vector instructions.
+    """
     inverse = ONE / width
-    binary = ONE - ternary
     if shape == 0:
+        scale = np.float32(math.pi) * inverse
         for c in range(size):
-            z = (abs(W[U, c]) * ternary + W[U, c] * binary - W[THETA, c]) * (np.float32(math.pi) * inverse)
+            u = W[BETA, c] * before[c] + x[c]
+            z = ((abs(u) if ternary else u) - W[THETA, c]) * scale
             W[G, c] = inverse / (ONE + z * z)
     elif shape == 1:
         for c in range(size):
-            z = abs(abs(W[U, c]) * ternary + W[U, c] * binary - W[THETA, c])
-            W[G, c] = inverse * max(ZERO, ONE - z * inverse)
+            u = W[BETA, c] * before[c] + x[c]
+            z = abs((abs(u) if ternary else u) - W[THETA, c]) * inverse
+            W[G, c] = inverse * max(ZERO, ONE - z)
     elif shape == 2:
         for c in range(size):
-            z = abs(abs(W[U, c]) * ternary + W[U, c] * binary - W[THETA, c])
+            u = W[BETA, c] * before[c] + x[c]
             # e^{-|z|} / (1 + e^{-|z|})^2 is s(1-s) without the overflow of e^{|z|}.
-            e = np.exp(-z * inverse)
+            e = np.exp(-abs((abs(u) if ternary else u) - W[THETA, c]) * inverse)
             W[G, c] = inverse * e / ((ONE + e) * (ONE + e))
     elif shape == 3:
         for c in range(size):
-            z = ONE + abs(abs(W[U, c]) * ternary + W[U, c] * binary - W[THETA, c]) * inverse
+            u = W[BETA, c] * before[c] + x[c]
+            z = ONE + abs((abs(u) if ternary else u) - W[THETA, c]) * inverse
             W[G, c] = inverse / (z * z)
     else:
         for c in range(size):
-            z = abs(abs(W[U, c]) * ternary + W[U, c] * binary - W[THETA, c])
+            u = W[BETA, c] * before[c] + x[c]
+            z = abs((abs(u) if ternary else u) - W[THETA, c])
             W[G, c] = inverse if z <= HALF * width else ZERO
 
 
 @numba.njit(**_compile)
-def _through_spike(W, size, ternary, soft, hard, attached):
-    """Backwards through one micro-step's reset and spike.
+def _back_through_step(W, before, x, grad_s, grad_x, size, ternary, hard, attached):
+    """Backwards through one micro-step: W[GRAD_V] goes from the membrane after the reset to the one before the charge.
 
-    GRAD_V comes as the gradient of the membrane after the reset and leaves as that of the charged one. attached is 1
-    where the reset carries gradient.
+    attached says whether the reset carries gradient.
     """
     for c in range(size):
-        u, theta, after = W[U, c], W[THETA, c], W[GRAD_V, c]
-        sign = (ONE if u > ZERO else ONE - ternary) - (ternary if u < ZERO else ZERO)
+        u, theta, after = W[BETA, c] * before[c] + x[c], W[THETA, c], W[GRAD_V, c]
+        sign = ONE
+        if ternary:
+            sign = (ONE if u > ZERO else ZERO) - (ONE if u < ZERO else ZERO)
         fired = ONE if sign * u >= theta else ZERO
-        slope = W[G, c] * (W[GRAD_S, c] - attached * after * (hard * u * sign + soft * theta))
-        W[GRAD_THETA, c] -= sign * (slope + attached * soft * after * fired)
-        W[GRAD_V, c] = after * (ONE - hard * fired) + slope
+        at_spike = grad_s[c]
+        if attached:
+            at_spike -= after * (u * sign if hard else theta)
+        slope = W[G, c] * at_spike
+        to_theta = slope
+        if attached and not hard:
+            to_theta += after * fired
+        W[GRAD_THETA, c] -= sign * to_theta
+        charged = slope + (after * (ONE - fired) if hard else after)
+        W[GRAD_BETA, c] += charged * before[c]
+        grad_x[c] = charged
+        W[GRAD_V, c] = charged * W[BETA, c]
 
 
 @numba.njit(**_compile)
-def _through_soft_spike(W, size, attached):
-    """The same for a soft reset where threshold and decay need no gradient, as in a network with fixed neurons."""
+def _back_through_soft_step(W, grad_s, grad_x, size, attached):
+    """The same for a soft reset where threshold and decay need no gradient."""
     for c in range(size):
         after = W[GRAD_V, c]
-        W[GRAD_V, c] = after + W[G, c] * (W[GRAD_S, c] - attached * after * W[THETA, c])
+        charged = after + W[G, c] * (grad_s[c] - (after * W[THETA, c] if attached else ZERO))
+        grad_x[c] = charged
+        W[GRAD_V, c] = charged * W[BETA, c]
 
 
 @numba.njit(parallel=True, **_compile)
-def _forward(x_SNC, threshold_C, decay_C, v0_NC, has_v0, steps, mean, ternary, soft, hard, parts, spikes_SNC, v_NC):
+def _forward(x_SNC, threshold_C, decay_C, v0_NC, has_v0, steps, mean, ternary, hard, parts, spikes_SNC, v_NC):
     _, N, C = x_SNC.shape
     for p in numba.prange(parts):
         W = np.empty((ROWS, BLOCK), np.float32)
-        for start in range(0, C, BLOCK):
-            stop = min(start + BLOCK, C)
-            size = stop - start
-            W[THETA, :size] = threshold_C[start:stop]
-            W[BETA, :size] = decay_C[start:stop]
-            for n in range(p * N // parts, (p + 1) * N // parts):
+        for n in range(p * N // parts, (p + 1) * N // parts):
+            for start in range(0, C, BLOCK):
+                stop = min(start + BLOCK, C)
+                size = stop - start
+                W[THETA, :size] = threshold_C[start:stop]
+                W[BETA, :size] = decay_C[start:stop]
+                W[V] = ZERO
                 if has_v0:
                     W[V, :size] = v0_NC[n, start:stop]
-                else:
-                    W[V, :size] = ZERO
                 if mean:
-                    W[G, :size] = ZERO
-                for t in range(steps):
-                    x, spikes = x_SNC[0 if mean else t, n, start:stop], spikes_SNC[0 if mean else t, n, start:stop]
-                    for c in range(size):
-                        u, theta = W[BETA, c] * W[V, c] + x[c], W[THETA, c]
-                        up = ONE if u >= theta else ZERO
-                        down = ternary if u <= -theta else ZERO
-                        spikes[c] = up - down
-                        W[V, c] = u * (ONE - hard * (up + down)) - soft * theta * (up - down)
-                    if mean:
+                    x, rate = x_SNC[0, n, start:stop], spikes_SNC[0, n, start:stop]
+                    W[TOTAL] = ZERO
+                    for _ in range(steps):
+                        _fire_and_reset(W, x, rate, size, ternary, hard)
                         for c in range(size):
-                            W[G, c] += spikes[c]
-                if mean:
-                    spikes = spikes_SNC[0, n, start:stop]
+                            W[TOTAL, c] += rate[c]
                     for c in range(size):
-                        spikes[c] = W[G, c] / np.float32(steps)
+                        rate[c] = W[TOTAL, c] / np.float32(steps)
                 else:
+                    for t in range(steps):
+                        x, spikes = x_SNC[t, n, start:stop], spikes_SNC[t, n, start:stop]
+                        _fire_and_reset(W, x, spikes, size, ternary, hard)
                     v_NC[n, start:stop] = W[V, :size]
 
 
 @numba.njit(parallel=True, **_compile)
 def _backward(
-    x_SNC, threshold_C, decay_C, v0_NC, has_v0, steps, mean, ternary, soft, hard, parts, attached, shape, width,
-    parameters, grad_spikes_SNC, has_spikes, grad_last_NC, has_last, grad_x_SNC, grad_v0_NC, grad_threshold_PC,
-    grad_decay_PC,
+    x_SNC, threshold_C, decay_C, v0_NC, has_v0, steps, mean, ternary, hard, parts, attached, shape, width, parameters,
+    grad_spikes_SNC, has_spikes, grad_last_NC, has_last, grad_x_SNC, grad_v0_NC, grad_threshold_PC, grad_decay_PC,
 ):  # fmt: skip
     _, N, C = x_SNC.shape
     for p in numba.prange(parts):
-        W, before = np.zeros((ROWS, BLOCK), np.float32), np.empty((steps, BLOCK), np.float32)
-        for start in range(0, C, BLOCK):
-            stop = min(start + BLOCK, C)
-            size = stop - start
-            W[THETA, :size] = threshold_C[start:stop]
-            W[BETA, :size] = decay_C[start:stop]
-            W[GRAD_THETA] = ZERO
-            W[GRAD_BETA] = ZERO
-            for n in range(p * N // parts, (p + 1) * N // parts):
+        W, before = np.zeros((ROWS, BLOCK), np.float32), np.zeros((steps, BLOCK), np.float32)
+        for n in range(p * N // parts, (p + 1) * N // parts):
+            for start in range(0, C, BLOCK):
+                stop = min(start + BLOCK, C)
+                size = stop - start
+                W[THETA, :size] = threshold_C[start:stop]
+                W[BETA, :size] = decay_C[start:stop]
                 if has_v0:
                     before[0, :size] = v0_NC[n, start:stop]
-                else:
-                    before[0, :size] = ZERO
                 for t in range(steps - 1):
-                    x, old, new = x_SNC[0 if mean else t, n, start:stop], before[t], before[t + 1]
-                    for c in range(size):
-                        u, theta = W[BETA, c] * old[c] + x[c], W[THETA, c]
-                        up = ONE if u >= theta else ZERO
-                        down = ternary if u <= -theta else ZERO
-                        new[c] = u * (ONE - hard * (up + down)) - soft * theta * (up - down)
+                    x = x_SNC[0 if mean else t, n, start:stop]
+                    _next_membrane(W, before[t], x, before[t + 1], size, ternary, hard)
+                W[GRAD_V] = ZERO
                 if has_last:
                     W[GRAD_V, :size] = grad_last_NC[n, start:stop]
-                else:
-                    W[GRAD_V, :size] = ZERO
                 if mean:
-                    W[GRAD_S, :size] = grad_spikes_SNC[0, n, start:stop] / np.float32(steps)
-                    grad_x_SNC[0, n, start:stop] = ZERO
+                    W[TOTAL] = ZERO
+                    for c in range(size):
+                        W[GRAD_S, c] = grad_spikes_SNC[0, n, start + c] / np.float32(steps)
+                if hard or parameters:
+                    W[GRAD_THETA] = ZERO
+                    W[GRAD_BETA] = ZERO
                 for back in range(steps):
                     t = steps - 1 - back
-                    x, grad_x = x_SNC[0 if mean else t, n, start:stop], grad_x_SNC[0 if mean else t, n, start:stop]
-                    if has_spikes and not mean:
-                        W[GRAD_S, :size] = grad_spikes_SNC[t, n, start:stop]
-                    _charge(before[t], x, W, size)
-                    _derivative(W, size, ternary, shape, width)
-                    if hard == ONE or parameters:
-                        _through_spike(W, size, ternary, soft, hard, attached)
+                    x = x_SNC[0 if mean else t, n, start:stop]
+                    grad_s = W[GRAD_S] if mean or not has_spikes else grad_spikes_SNC[t, n, start:stop]
+                    grad_x = W[GRAD_X] if mean else grad_x_SNC[t, n, start:stop]
+                    _derivative(W, before[t], x, size, ternary, shape, width)
+                    if hard or parameters:
+                        _back_through_step(W, before[t], x, grad_s, grad_x, size, ternary, hard, attached)
                     else:
-                        _through_soft_spike(W, size, attached)
+                        _back_through_soft_step(W, grad_s, grad_x, size, attached)
                     if mean:
                         for c in range(size):
-                            grad_x[c] += W[GRAD_V, c]
-                    else:
-                        grad_x[:] = W[GRAD_V, :size]
-                    if parameters:
-                        old = before[t]
-                        for c in range(size):
-                            W[GRAD_BETA, c] += W[GRAD_V, c] * old[c]
-                    for c in range(size):
-                        W[GRAD_V, c] *= W[BETA, c]
+                            W[TOTAL, c] += W[GRAD_X, c]
+                if mean:
+                    grad_x_SNC[0, n, start:stop] = W[TOTAL, :size]
                 if has_v0:
                     grad_v0_NC[n, start:stop] = W[GRAD_V, :size]
-            grad_threshold_PC[p, start:stop] = W[GRAD_THETA, :size]
-            grad_decay_PC[p, start:stop] = W[GRAD_BETA, :size]
+                if parameters:
+                    for c in range(size):
+                        grad_threshold_PC[p, start + c] += W[GRAD_THETA, c]
+                        grad_decay_PC[p, start + c] += W[GRAD_BETA, c]
 
 
 def _float32(tensor: Tensor | None) -> np.ndarray:
@@ -195,16 +219,15 @@ def _float32(tensor: Tensor | None) -> np.ndarray:
 
 
 def _arguments(inputs: Inputs, dynamics: Dynamics) -> tuple:
-    """What both passes take first: arrays in float32, and flags that enter the arithmetic as 0 or 1."""
+    """What both passes take first."""
     bound_numba_threads()
     _, N, C = inputs.x_SNC.shape
     per_channel = (value.detach().float().expand(C).contiguous().numpy() for value in (inputs.threshold, inputs.decay))
-    factors = (dynamics.kind == "ternary", dynamics.reset == "soft", dynamics.reset == "hard")
     # One partial sum per thread and channel: no two threads add to one place, and the order is fixed.
     parts = max(1, min(numba_threads(), N))
     return (
         _float32(inputs.x_SNC), *per_channel, _float32(inputs.v0_NC), inputs.v0_NC is not None, dynamics.steps,
-        dynamics.mean, *(np.float32(factor) for factor in factors), parts,
+        dynamics.mean, dynamics.kind == "ternary", dynamics.reset == "hard", parts,
     )  # fmt: skip
 
 

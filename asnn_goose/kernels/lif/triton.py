@@ -9,7 +9,7 @@ Shapes: T micro-steps, S stored steps, N rows, C channels (see fused.py); P prog
 """
 
 # pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportMissingImports=false
-# pyright: reportArgumentType=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportReturnType=false
 # Pyright knows nothing of Triton's language, and may take "import triton" for this very file.
 
 from functools import cache
