@@ -4,15 +4,16 @@ Shapes: B batch, L tokens, V vocabulary; logits may have any leading shape, the 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from asnn_goose.kernels.linear_divergence import ce_rows, forward_kl_rows
+from asnn_goose.kernels.linear_divergence import rows
 
 
-def token_mean(rows: Callable[..., Tensor], *per_token: Tensor, mask: Tensor | None) -> Tensor:
-    """sum(m * value) / max(1, sum(m)) over tokens; masked tokens are dropped before ``rows`` sees them.
+def token_mean(formula: Callable[..., Tensor], *per_token: Tensor, mask: Tensor | None) -> Tensor:
+    """sum(m * value) / max(1, sum(m)) over tokens; masked tokens are dropped before the formula sees them.
 
     Dropping instead of multiplying keeps whatever a masked position holds, NaN included, out of value and gradient. An
     empty mask gives 0 with a graph.
@@ -21,7 +22,7 @@ def token_mean(rows: Callable[..., Tensor], *per_token: Tensor, mask: Tensor | N
     if mask is not None:
         keep = mask.flatten().bool()
         flat = [x[keep] for x in flat]
-    return rows(*flat).sum() / max(1, flat[0].shape[0])
+    return formula(*flat).sum() / max(1, flat[0].shape[0])
 
 
 def _check_mask(student_logits: Tensor, mask: Tensor | None) -> None:
@@ -45,21 +46,95 @@ def _check(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None, 
         raise RuntimeError("teacher logits were made under inference_mode; use no_grad, so that T can be learned")
 
 
+def divergence(
+    formula: Callable[..., Tensor],
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask: Tensor | None,
+    temperature: Tensor | float,
+    **options,
+) -> Tensor:
+    """The token mean of a row formula, for every divergence alike.
+
+    Args:
+        formula: of kernels.linear_divergence.rows.
+        student_logits, teacher_logits: [..., V], any float dtype (computed in float32 at least); the teacher's may be
+            -inf where a token is banned, and receive no gradient.
+        mask: [...], true where a token counts; an empty mask gives 0.
+        temperature: T > 0, number or scalar tensor; its gradient is live in the factor and in both softmaxes.
+        options: the formula's own.
+    """
+    _check(student_logits, teacher_logits, mask, temperature)
+    at_temperature = partial(formula, temperature=temperature, **options)
+    return token_mean(at_temperature, student_logits, teacher_logits.detach(), mask=mask)
+
+
 def forward_kl(
     student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, temperature: Tensor | float = 1.0
 ) -> Tensor:
-    """T^2 KL(softmax(t/T) || softmax(s/T)), token mean in nats (arXiv 1503.02531).
+    """T^2 KL(p || q), p = softmax(t/T), q = softmax(s/T), token mean in nats (arXiv 1503.02531)."""
+    return divergence(rows.forward_kl_rows, student_logits, teacher_logits, mask, temperature)
 
-    Args:
-        student_logits, teacher_logits: [..., V], any float dtype (computed in float32 at least); the teacher's may be
-            -inf where a token is banned.
-        mask: [...], true where a token counts; an empty mask gives 0.
-        temperature: T > 0, number or scalar tensor; its gradient is live in T^2 and in both softmaxes.
+
+def reverse_kl(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, temperature: Tensor | float = 1.0
+) -> Tensor:
+    """T^2 KL(q || p), token mean in nats (MiniLLM, arXiv 2306.08543), on the tokens that the teacher allows."""
+    return divergence(rows.reverse_kl_rows, student_logits, teacher_logits, mask, temperature)
+
+
+def jensen_shannon(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask: Tensor | None = None,
+    temperature: Tensor | float = 1.0,
+    beta: float = 0.5,
+) -> Tensor:
+    """T^2 [beta KL(p || m) + (1 - beta) KL(q || m)], m = beta p + (1 - beta) q, token mean in nats (arXiv 2306.13649).
+
+    Raises:
+        ValueError: beta outside (0, 1); at the ends the value is 0, not a KL.
     """
-    _check(student_logits, teacher_logits, mask, temperature)
-    return token_mean(
-        lambda s, t: forward_kl_rows(s, t, temperature), student_logits, teacher_logits.detach(), mask=mask
-    )
+    if not 0.0 < beta < 1.0:
+        raise ValueError(
+            f"beta must lie strictly between 0 and 1, not {beta}: use forward_kl or reverse_kl at the ends"
+        )
+    return divergence(rows.jensen_shannon_rows, student_logits, teacher_logits, mask, temperature, beta=beta)
+
+
+def skew_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask: Tensor | None = None,
+    temperature: Tensor | float = 1.0,
+    skew: float = 0.1,
+    reverse: bool = False,
+) -> Tensor:
+    """T^2 KL(p || skew p + (1 - skew) q), or with ``reverse`` T^2 KL(q || (1 - skew) p + skew q) (arXiv 2402.03898).
+
+    Token mean in nats.
+
+    Raises:
+        ValueError: skew outside [0, 1).
+    """
+    if not 0.0 <= skew < 1.0:
+        raise ValueError(f"skew must lie in [0, 1), not {skew}")
+    formula = rows.skew_kl_rows
+    return divergence(formula, student_logits, teacher_logits, mask, temperature, skew=skew, reverse=reverse)
+
+
+def adaptive_kl(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, temperature: Tensor | float = 1.0
+) -> Tensor:
+    """Forward and reverse KL, weighted by where p and q differ, head or tail (arXiv 2404.02657); token mean, nats."""
+    return divergence(rows.adaptive_kl_rows, student_logits, teacher_logits, mask, temperature)
+
+
+def total_variation(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, temperature: Tensor | float = 1.0
+) -> Tensor:
+    """T/2 sum |p - q|, token mean, in [0, T]."""
+    return divergence(rows.total_variation_rows, student_logits, teacher_logits, mask, temperature)
 
 
 def cross_entropy(student_logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -69,4 +144,4 @@ def cross_entropy(student_logits: Tensor, targets: Tensor, mask: Tensor | None =
             f"targets {tuple(targets.shape)} must have the logits' leading shape {tuple(student_logits.shape[:-1])}"
         )
     _check_mask(student_logits, mask)
-    return token_mean(ce_rows, student_logits, targets, mask=mask)
+    return token_mean(rows.ce_rows, student_logits, targets, mask=mask)

@@ -23,7 +23,7 @@ PARTS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": {"reverse": 1.0}}, r"name some of \('ce', 'forward_kl'\), not \['reverse'\]"),
+        ({"weights": {"reverse": 1.0}}, r"weights must name some of \('ce', 'forward_kl', .*\), not \['reverse'\]"),
         ({"weights": {}}, r"name some of .*, not \[\]"),
         ({"targets_N": None, "weights": BOTH}, "divergence ce needs targets_N"),
         ({"teacher_weight_VE": torch.zeros(12, 4)}, "heads of 11 and 12 tokens cannot be compared"),
@@ -61,3 +61,10 @@ def test_the_native_form_refuses_float64():
     wide = {name: x.double() if name.startswith(("hidden", "weight", "teacher")) else x for name, x in PARTS.items()}
     with pytest.raises(ValueError, match="backend native takes bfloat16, float16, float32, not float64"):
         linear_divergence(**wide, backend="native")
+
+
+def test_the_native_form_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match=r"backend native knows ce and forward_kl, not \['reverse_kl'\]"):
+        linear_divergence(**PARTS, weights={"reverse_kl": 1.0}, backend="native")
+    with pytest.raises(ValueError, match=r"options name \['tcs'\], which have no weight"):
+        linear_divergence(**PARTS, options={"tcs": {"k": 3}})

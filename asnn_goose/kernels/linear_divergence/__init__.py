@@ -1,21 +1,27 @@
 """Student head, teacher head and the divergences between their logits in one op that never holds all logits."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
 from asnn_goose.kernels.linear_divergence.reference import sums_reference
-from asnn_goose.kernels.linear_divergence.rows import ce_rows, forward_kl_rows
-from asnn_goose.kernels.linear_divergence.tiled import TiledSums
+from asnn_goose.kernels.linear_divergence.rows import FORMULAS, ce_rows, forward_kl_rows
+from asnn_goose.kernels.linear_divergence.tiled import CLOSED_FORM, TiledSums
 
 __all__ = ["DIVERGENCES", "ce_rows", "forward_kl_rows", "linear_divergence"]
 
-DIVERGENCES = ("ce", "forward_kl")
+DIVERGENCES = ("ce", *FORMULAS)
+
+
+def _native_cannot(*, names, **_) -> str | None:
+    return None if set(names) <= CLOSED_FORM else f"knows ce and forward_kl, not {sorted(set(names) - CLOSED_FORM)}"
+
 
 BACKENDS = (
-    Backend("native", ("cpu",), (*HALF, torch.float32), package="numba"),
+    Backend("native", ("cpu",), (*HALF, torch.float32), package="numba", unless=_native_cannot),
     Backend("tiled"),
     Backend("reference", automatic=False),
 )
@@ -29,6 +35,7 @@ def linear_divergence(
     *,
     targets_N: Tensor | None = None,
     weights: Mapping[str, float] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     temperature: Tensor | float = 1.0,
     mask: Tensor | None = None,
     backend: str = "auto",
@@ -40,12 +47,13 @@ def linear_divergence(
         weight_VD: student head; its dtype is the dtype of the products.
         teacher_hidden_NE, teacher_weight_VE: the same for the teacher; never receive gradient.
         targets_N: token ids, for ``ce``.
-        weights: name -> factor with which the caller will add the sums up; names among ``ce`` and ``forward_kl``. The
-            tiled form prepares the gradient of exactly this mixture (or a multiple of it) and refuses any other.
+        weights: name -> factor with which the caller will add the sums up; names among DIVERGENCES. The tiled forms
+            prepare the gradient of exactly this mixture (or a multiple of it) and refuse any other.
+        options: name -> what its formula takes beside logits and temperature (beta, skew, reverse, k; see rows.py).
         temperature: T of the divergences (not of ce), a number or a scalar tensor that receives its gradient.
         mask: [N] bool, rows that count; None: all.
-        backend: native (tiled, numba; CPU, a head of float32 or narrower), tiled (torch), reference (all logits at
-            once), or auto: native where it runs, else tiled.
+        backend: native (tiled, numba; ce and forward_kl on the CPU, a head of float32 or narrower), tiled (torch),
+            reference (all logits at once), or auto: native where it runs, else tiled.
 
     Returns:
         ({name: scalar sum in nats, T^2 included, float64 for a float64 head, else float32}, number of valid rows).
@@ -54,6 +62,9 @@ def linear_divergence(
     unknown = sorted(set(weights) - set(DIVERGENCES))
     if unknown or not weights:
         raise ValueError(f"weights must name some of {DIVERGENCES}, not {unknown}")
+    options = {} if options is None else options
+    if set(options) - set(weights):
+        raise ValueError(f"options name {sorted(set(options) - set(weights))}, which have no weight")
     if "ce" in weights and targets_N is None:
         raise ValueError("the divergence ce needs targets_N")
     if weight_VD.shape[0] != teacher_weight_VE.shape[0]:
@@ -75,12 +86,14 @@ def linear_divergence(
         hidden_ND, teacher_hidden_NE = hidden_ND[mask], teacher_hidden_NE[mask]
         targets_N = None if targets_N is None else targets_N[mask]
     names = tuple(weights)
-    choice = choose("linear_divergence", BACKENDS, backend, device=weight_VD.device, dtype=weight_VD.dtype)
+    choice = choose("linear_divergence", BACKENDS, backend, device=weight_VD.device, dtype=weight_VD.dtype, names=names)
     log_choice("linear_divergence", choice)
     if choice == "reference":
-        sums = sums_reference(hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, temperature)
+        sums = sums_reference(
+            hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, temperature, options
+        )
     else:
         sums = TiledSums.apply(
-            hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, weights, temperature, choice
+            hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, options, weights, temperature, choice
         )
     return dict(zip(names, sums.unbind(), strict=True)), hidden_ND.shape[0]

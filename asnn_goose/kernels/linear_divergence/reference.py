@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
-from asnn_goose.kernels.linear_divergence.rows import ce_rows, forward_kl_rows
+from asnn_goose.kernels.linear_divergence.rows import FORMULAS, ce_rows
 
 
-def sums_reference(hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, temperature) -> Tensor:
+def sums_reference(
+    hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, temperature, options
+) -> Tensor:
     """Sum over rows of each named divergence, [len(names)]."""
     sums = []
     # The head's dtype is the dtype of the products, also under autocast.
@@ -17,5 +19,7 @@ def sums_reference(hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, t
                 sums.append(ce_rows(student_NV, targets_N).sum())
             else:
                 teacher_NV = teacher_hidden_NE.to(teacher_weight_VE.dtype) @ teacher_weight_VE.T
-                sums.append(forward_kl_rows(student_NV, teacher_NV.detach(), temperature).sum())
+                formula = FORMULAS[name]
+                rows_N = formula(student_NV, teacher_NV.detach(), temperature, **options.get(name, {}))
+                sums.append(rows_N.sum())
     return torch.stack(sums)

@@ -1,9 +1,17 @@
 """The value of each divergence for one row of logits: the only place where its formula stands.
 
 Every function takes logits [N, V] (the teacher's may hold -inf), a temperature T (a number, a scalar tensor, or [N, 1])
-and returns nats [N] in float32 or float64, T^2 included, differentiable in the student's logits and in all three
-places of T. Shapes: N rows, V vocabulary.
+and returns nats [N] in float32 or float64, T^2 included (T for the total variation, whose gradient falls as 1/T),
+differentiable in the student's logits and in all three places of T. p = softmax(t/T), q = softmax(s/T).
+
+A token that the teacher bans has p = 0. Where a formula divides by p or takes its logarithm (reverse KL and what is
+built on it), the student is renormalised on the tokens that the teacher allows: the value is then finite, and a banned
+token receives no gradient.
+
+Shapes: N rows, V vocabulary, K kept tokens.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +30,148 @@ def _log_softmax(logits_NV: Tensor, temperature: Tensor | float) -> Tensor:
     return F.log_softmax((logits_NV.masked_fill(banned_NV, 0.0) / temperature).masked_fill(banned_NV, -torch.inf), -1)
 
 
-def forward_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
-    """T^2 KL(p || q) with p = softmax(t/T), q = softmax(s/T) (arXiv 1503.02531); gradient on s: T (q - p).
+def _times_square(rows_N: Tensor, temperature: Tensor | float) -> Tensor:
+    scale = torch.as_tensor(temperature, dtype=rows_N.dtype, device=rows_N.device) ** 2
+    return rows_N * (scale.squeeze(-1) if scale.ndim else scale)
 
-    Entries with p = 0 add nothing, also where q is 0.
+
+def _relative_entropy(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:
+    """KL(a || b) [N]; entries with a = 0 add nothing, also where b is 0."""
+    a_NV = log_a_NV.exp()
+    alive_NV = a_NV > 0
+    # Selected before the product: 0 * -inf is NaN in the value and in the gradient.
+    gap_NV = torch.where(alive_NV, log_a_NV, 0.0) - torch.where(alive_NV, log_b_NV, 0.0)
+    return (a_NV * gap_NV).sum(-1)
+
+
+def _on_support(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+    """The student's logits with -inf where the teacher's are."""
+    return _wide(student_NV).masked_fill(teacher_NV == -torch.inf, -torch.inf)
+
+
+def _log_mixture(log_a_NV: Tensor, log_b_NV: Tensor, share: float) -> Tensor:
+    """log(share a + (1 - share) b), 0 < share < 1; where both are 0 it is 0, which no product sees."""
+    dead_NV = (log_a_NV == -torch.inf) & (log_b_NV == -torch.inf)
+    # The derivative of logaddexp(-inf, -inf) is NaN, and times 0 it stays NaN.
+    a_NV, b_NV = log_a_NV.masked_fill(dead_NV, 0.0), log_b_NV.masked_fill(dead_NV, 0.0)
+    return torch.logaddexp(a_NV + math.log(share), b_NV + math.log1p(-share))
+
+
+def forward_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """T^2 KL(p || q) (arXiv 1503.02531); gradient on s: T (q - p). Where p = 0 nothing is added, also if q is 0."""
+    log_p_NV, log_q_NV = _log_softmax(teacher_NV, temperature), _log_softmax(student_NV, temperature)
+    return _times_square(_relative_entropy(log_p_NV, log_q_NV), temperature)
+
+
+def reverse_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """T^2 KL(q || p) (arXiv 2306.08543); gradient on s: T q (log(q/p) - KL)."""
+    log_p_NV = _log_softmax(teacher_NV, temperature)
+    log_q_NV = _log_softmax(_on_support(student_NV, teacher_NV), temperature)
+    return _times_square(_relative_entropy(log_q_NV, log_p_NV), temperature)
+
+
+def jensen_shannon_rows(
+    student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0, beta: float = 0.5
+) -> Tensor:
+    """T^2 [beta KL(p || m) + (1 - beta) KL(q || m)], m = beta p + (1 - beta) q (arXiv 2306.13649).
+
+    It tends to 0 at both ends of beta, not to a KL: divided by beta (1 - beta) it would.
+    """
+    log_p_NV, log_q_NV = _log_softmax(teacher_NV, temperature), _log_softmax(student_NV, temperature)
+    log_m_NV = _log_mixture(log_p_NV, log_q_NV, beta)
+    value_N = beta * _relative_entropy(log_p_NV, log_m_NV) + (1.0 - beta) * _relative_entropy(log_q_NV, log_m_NV)
+    return _times_square(value_N, temperature)
+
+
+def skew_kl_rows(
+    student_NV: Tensor,
+    teacher_NV: Tensor,
+    temperature: Tensor | float = 1.0,
+    skew: float = 0.1,
+    reverse: bool = False,
+) -> Tensor:
+    """T^2 KL(p || skew p + (1 - skew) q), or reversed T^2 KL(q || (1 - skew) p + skew q) (DistiLLM, arXiv 2402.03898).
+
+    At most T^2 log(1 / skew). The gradient flows through q inside the mixture.
+    """
+    log_p_NV, log_q_NV = _log_softmax(teacher_NV, temperature), _log_softmax(student_NV, temperature)
+    if skew == 0.0 and reverse:
+        return reverse_kl_rows(student_NV, teacher_NV, temperature)
+    one, other = (log_q_NV, log_p_NV) if reverse else (log_p_NV, log_q_NV)
+    mixture_NV = _log_mixture(one, other, skew) if skew else other
+    return _times_square(_relative_entropy(one, mixture_NV), temperature)
+
+
+def adaptive_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """T^2 (g_h KL(p || q) + g_t KL(q || p)) / (g_h + g_t), 0 where p = q (AKL, arXiv 2404.02657).
+
+    With tokens in falling order of p, the tail is where the running sum of p is above 1/2, but never the first token;
+    g_h and g_t are the sums of |p - q| over head and tail, and carry no gradient.
     """
     log_p_NV = _log_softmax(teacher_NV, temperature)
-    log_q_NV = _log_softmax(student_NV, temperature)
-    p_NV = log_p_NV.exp()
-    alive_NV = p_NV > 0
-    # Selected before the product: 0 * -inf is NaN in the value and in the gradient.
-    gap_NV = torch.where(alive_NV, log_p_NV, 0.0) - torch.where(alive_NV, log_q_NV, 0.0)
-    scale = torch.as_tensor(temperature, dtype=p_NV.dtype, device=p_NV.device) ** 2
-    return (p_NV * gap_NV).sum(-1) * (scale.squeeze(-1) if scale.ndim else scale)
+    log_q_NV = _log_softmax(_on_support(student_NV, teacher_NV), temperature)
+    with torch.no_grad():
+        p_NV, order_NV = log_p_NV.exp().sort(dim=-1, descending=True, stable=True)
+        distance_NV = (p_NV - log_q_NV.exp().gather(-1, order_NV)).abs()
+        tail_NV = p_NV.cumsum(-1) > 0.5
+        tail_NV[:, 0] = False
+        tail_N = (distance_NV * tail_NV).sum(-1)
+        head_N = distance_NV.sum(-1) - tail_N
+        total_N = (head_N + tail_N).clamp_min(torch.finfo(p_NV.dtype).tiny)
+    forward_N, reverse_N = _relative_entropy(log_p_NV, log_q_NV), _relative_entropy(log_q_NV, log_p_NV)
+    return _times_square((head_N * forward_N + tail_N * reverse_N) / total_N, temperature)
+
+
+def total_variation_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """T/2 sum |p - q|, in [0, T]."""
+    p_NV, q_NV = _log_softmax(teacher_NV, temperature).exp(), _log_softmax(student_NV, temperature).exp()
+    scale = torch.as_tensor(temperature, dtype=p_NV.dtype, device=p_NV.device)
+    return 0.5 * (p_NV - q_NV).abs().sum(-1) * (scale.squeeze(-1) if scale.ndim else scale)
+
+
+def tail_bucket_kl_rows(
+    student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0, k: int = 256
+) -> Tensor:
+    """T^2 KL over the teacher's k best tokens and one bucket for all others.
+
+    sum_K p (log p - log q) + (1 - P_K) [log(1 - P_K) - log(1 - Q_K)], tempered over the whole vocabulary first, then
+    bucketed: the other order is another function. At most the full KL; equal to it where K covers the vocabulary.
+    """
+    log_p_NV, log_q_NV = _log_softmax(teacher_NV, temperature), _log_softmax(student_NV, temperature)
+    kept_NK = log_p_NV.detach().topk(min(k, log_p_NV.shape[-1]), -1).indices
+    head_p_NK, head_q_NK = log_p_NV.gather(-1, kept_NK), log_q_NV.gather(-1, kept_NK)
+    if kept_NK.shape[-1] == log_p_NV.shape[-1]:
+        return _times_square(_relative_entropy(head_p_NK, head_q_NK), temperature)
+    # The complement's mass as a sum of its own terms: 1 - P_K would lose it to rounding.
+    tails = (x.scatter(-1, kept_NK, -torch.inf).logsumexp(-1, keepdim=True) for x in (log_p_NV, log_q_NV))
+    tail_p_N1, tail_q_N1 = tails
+    buckets = torch.cat([head_p_NK, tail_p_N1], -1), torch.cat([head_q_NK, tail_q_N1], -1)
+    return _times_square(_relative_entropy(*buckets), temperature)
+
+
+def tcs_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0, k: int = 100) -> Tensor:
+    """T^2 KL over the teacher's k best tokens, both sides renormalised on them. Biased.
+
+    The gradient on every other token is exactly 0, so a student with the right ratios within the k best has loss 0
+    however little mass it gives them; the sign of a kept token's gradient can be wrong too. See tail_bucket_kl_rows.
+    """
+    kept_NK = teacher_NV.detach().topk(min(k, teacher_NV.shape[-1]), -1).indices
+    return forward_kl_rows(student_NV.gather(-1, kept_NK), teacher_NV.gather(-1, kept_NK), temperature)
 
 
 def ce_rows(student_NV: Tensor, targets_N: Tensor) -> Tensor:
     """Cross-entropy -log softmax(s)[target] at temperature 1; a target outside the vocabulary, -100 too, raises."""
     return -F.log_softmax(_wide(student_NV), -1).gather(-1, targets_N[:, None]).squeeze(-1)
+
+
+FORMULAS = {
+    "forward_kl": forward_kl_rows,
+    "reverse_kl": reverse_kl_rows,
+    "jensen_shannon": jensen_shannon_rows,
+    "skew_kl": skew_kl_rows,
+    "adaptive_kl": adaptive_kl_rows,
+    "total_variation": total_variation_rows,
+    "tail_bucket_kl": tail_bucket_kl_rows,
+    "tcs": tcs_rows,
+}
+"""Divergences between student and teacher by name; ce stands apart, since it takes targets."""

@@ -17,8 +17,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from asnn_goose.kernels.linear_divergence.rows import FORMULAS, ce_rows
+
 TILE = 128
 """Rows per tile: large enough to reuse the head's weights, small enough for four buffers of TILE x V floats."""
+
+
+CLOSED_FORM = {"ce", "forward_kl"}
+"""What _TorchTile and _NativeTile know; other mixtures go through autograd, a tile at a time."""
 
 
 class _TorchTile:
@@ -29,14 +35,14 @@ class _TorchTile:
         self.s, self.t, self.work, self.grad = (like.new_empty(self.rows, V, dtype=dtype) for _ in range(4))
 
     def __call__(self, s, t, targets_N, weights, T, wants_slope):
-        """({name: sum}, sum of the derivative in T, gradient on s) of logits that lie in self.s and self.t."""
+        """({name: sum}, weighted sums' derivative in T, their gradient on s) of logits that lie in self.s and .t."""
         n = s.shape[0]
         grad, sums, slope = self.grad[:n].zero_(), {}, 0.0
         if "ce" in weights:
             sums["ce"] = _cross_entropy(s, targets_N, weights["ce"], grad).item()
         if "forward_kl" in weights:
             value, slope_ = _forward_kl(s, t, self.work[:n], T, weights["forward_kl"], grad, wants_slope)
-            sums["forward_kl"], slope = value.item(), slope_.item()
+            sums["forward_kl"], slope = value.item(), weights["forward_kl"] * slope_.item()
         return sums, slope, grad
 
 
@@ -51,7 +57,33 @@ class _NativeTile:
         from asnn_goose.kernels.linear_divergence.native import tile_native
 
         ce, kl, slope = tile_native(s, t, targets_N, weights.get("ce"), weights.get("forward_kl"), T, wants_slope)
-        return {name: {"ce": ce, "forward_kl": kl}[name] for name in weights}, slope, s
+        sums = {name: {"ce": ce, "forward_kl": kl}[name] for name in weights}
+        return sums, weights.get("forward_kl", 0.0) * slope, s
+
+
+class _AutogradTile:
+    """Any mixture of divergences, with the gradient of its formulas by autograd within the tile."""
+
+    def __init__(self, rows: int, V: int, like: Tensor, dtype: torch.dtype, options):
+        self.rows = max(1, min(TILE, rows))
+        self.s, self.t = (like.new_empty(self.rows, V, dtype=dtype) for _ in range(2))
+        self.options = options
+
+    def __call__(self, s, t, targets_N, weights, T, wants_slope):
+        with torch.enable_grad():
+            leaf = s.detach().requires_grad_()
+            temperature = torch.tensor(T, dtype=s.dtype, device=s.device, requires_grad=wants_slope)
+            sums = {
+                name: ce_rows(leaf, targets_N).sum()
+                if name == "ce"
+                else FORMULAS[name](leaf, t, temperature, **self.options.get(name, {})).sum()
+                for name in weights
+            }
+            total = torch.stack([weights[name] * value for name, value in sums.items()]).sum()
+        wanted = [leaf, temperature] if wants_slope else [leaf]
+        grad, *slope = torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
+        values = {name: value.item() for name, value in sums.items()}
+        return values, slope[0].item() if slope else 0.0, grad
 
 
 class TiledSums(torch.autograd.Function):
@@ -59,9 +91,10 @@ class TiledSums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, names, weights, temperature, backend
-    ):
-        N, V = hidden_ND.shape[0], weight_VD.shape[0]
+        ctx, hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE, targets_N, options, weights, temperature,
+        backend,
+    ):  # fmt: skip
+        N, V, names = hidden_ND.shape[0], weight_VD.shape[0], tuple(weights)
         T = float(temperature)
         wide = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
         wants_hidden, wants_weight, wants_slope = (ctx.needs_input_grad[i] for i in (0, 1, 7))
@@ -69,13 +102,16 @@ class TiledSums(torch.autograd.Function):
         grad_hidden_ND = torch.empty_like(hidden_ND, dtype=wide) if wants_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            tile = (_NativeTile if backend == "native" else _TorchTile)(N, V, hidden_ND, wide)
+            if not set(names) <= CLOSED_FORM:
+                tile = _AutogradTile(N, V, hidden_ND, wide, options)
+            else:
+                tile = (_NativeTile if backend == "native" else _TorchTile)(N, V, hidden_ND, wide)
             for start in range(0, N, tile.rows):
                 rows = slice(start, min(start + tile.rows, N))
                 n = rows.stop - rows.start
                 x = hidden_ND[rows].to(weight_VD.dtype)
                 s, t = _logits(x, weight_VD, tile.s[:n]), None
-                if "forward_kl" in names:
+                if names != ("ce",):
                     t = _logits(teacher_hidden_NE[rows].to(teacher_weight_VE.dtype), teacher_weight_VE, tile.t[:n])
                 targets = None if targets_N is None else targets_N[rows]
                 sums, slope, grad = tile(s, t, targets, weights, T, wants_slope)
@@ -109,7 +145,7 @@ class TiledSums(torch.autograd.Function):
         weight = None if grad_weight_VD is None else (grad_weight_VD * scale).to(ctx.dtypes[1])
         temperature = None
         if ctx.needs_input_grad[7]:
-            temperature = grad_sums[ctx.names.index("forward_kl")] * ctx.grad_T if "forward_kl" in ctx.names else None
+            temperature = scale * ctx.grad_T if ctx.names != ("ce",) else None
         return hidden, weight, None, None, None, None, None, temperature, None
 
 

@@ -1,0 +1,92 @@
+"""Linear centred kernel alignment between two sets of states of the same tokens (arXiv 1905.00414).
+
+Shapes: n tokens, d1 and d2 channels.
+"""
+
+import torch
+from torch import Tensor
+
+TINY = 1e-12
+"""Below this a denominator says that one side does not vary: the similarity is then 0, without gradient."""
+
+
+def _check(x_nd: Tensor, y_nd: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    if x_nd.ndim != 2 or y_nd.ndim != 2 or x_nd.shape[0] != y_nd.shape[0]:
+        raise ValueError(
+            f"states {tuple(x_nd.shape)} and {tuple(y_nd.shape)} must be matrices with one row per token, the same "
+            "tokens"
+        )
+    if x_nd.shape[0] < least:
+        raise ValueError(f"this needs at least {least} tokens, not {x_nd.shape[0]}")
+    x_nd, y_nd = (z if z.dtype == torch.float64 else z.float() for z in (x_nd, y_nd))
+    return x_nd, y_nd
+
+
+def _product(x_nd: Tensor, y_nd: Tensor) -> Tensor:
+    """|X^T Y|_F^2 = tr(K L), K = X X^T, L = Y Y^T, without an n x n matrix: costs n d1 d2."""
+    return (x_nd.T @ y_nd).square().sum()
+
+
+def _unbiased_product(x_nd: Tensor, y_nd: Tensor) -> Tensor:
+    """HSIC_1 of the Gram matrices with zeroed diagonals K~, L~ (arXiv 2010.15327), also without forming them.
+
+    [tr(K~ L~) + (1'K~1)(1'L~1) / ((n-1)(n-2)) - 2 / (n-2) 1'K~L~1] / (n (n-3))
+    """
+    n = x_nd.shape[0]
+    diagonal_x_n, diagonal_y_n = x_nd.square().sum(-1), y_nd.square().sum(-1)
+    # K~ 1 = X (X^T 1) - diag(K).
+    rows_x_n = x_nd @ x_nd.sum(0) - diagonal_x_n
+    rows_y_n = y_nd @ y_nd.sum(0) - diagonal_y_n
+    trace = _product(x_nd, y_nd) - diagonal_x_n @ diagonal_y_n
+    sums = rows_x_n.sum() * rows_y_n.sum() / ((n - 1) * (n - 2))
+    return (trace + sums - 2.0 / (n - 2) * (rows_x_n @ rows_y_n)) / (n * (n - 3))
+
+
+def _ratio(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
+    varies = (xx > TINY) & (yy > TINY)
+    # Selected before the root, whose derivative at 0 is infinite; two roots, since the product overflows float32.
+    root_x, root_y = (torch.where(varies, z, 1.0).sqrt() for z in (xx, yy))
+    return torch.where(varies, xy / root_x / root_y, 0.0 * xy)
+
+
+def hsic(x_nd: Tensor, y_nd: Tensor, debiased: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """The similarity's numerator and both denominators (XY, XX, YY): what is averaged over minibatches.
+
+    Columns are centred first (debiased: the estimator is free of offsets as it is).
+
+    Raises:
+        ValueError: not two matrices over the same tokens, fewer than 2 of them, or than 4 for ``debiased``.
+    """
+    x_nd, y_nd = _check(x_nd, y_nd, 4 if debiased else 2)
+    # Centred in both cases: large common offsets would leave few digits.
+    x_nd, y_nd = x_nd - x_nd.mean(0), y_nd - y_nd.mean(0)
+    product = _unbiased_product if debiased else _product
+    return product(x_nd, y_nd), product(x_nd, x_nd), product(y_nd, y_nd)
+
+
+def linear_cka(x_nd: Tensor, y_nd: Tensor, debiased: bool = False) -> Tensor:
+    """|X^T Y|_F^2 / (|X^T X|_F |Y^T Y|_F) of the centred columns, in [0, 1]; 0 where a side does not vary.
+
+    Unchanged by rotations, by one positive scale, by offsets of columns, and by a common order of the rows. With few
+    tokens and wide states the plain value is near 1 for independent ones; ``debiased`` (HSIC_1) has expectation 0
+    there, and can be negative.
+
+    Args:
+        x_nd, y_nd: the same n tokens, padding dropped; computed in float32 at least.
+
+    Raises:
+        ValueError: see :func:`hsic`.
+    """
+    xy, xx, yy = hsic(x_nd, y_nd, debiased)
+    return _ratio(xy, xx, yy)
+
+
+def minibatch_cka(parts: list[tuple[Tensor, Tensor]], debiased: bool = True) -> Tensor:
+    """CKA over several batches: numerators and denominators averaged apart, then the ratio (arXiv 2010.15327).
+
+    The mean of the batches' ratios is another, biased number.
+    """
+    if not parts:
+        raise ValueError("minibatch_cka needs at least one batch")
+    sums = [torch.stack(terms).mean() for terms in zip(*(hsic(x, y, debiased) for x, y in parts), strict=True)]
+    return _ratio(sums[0], sums[1], sums[2])

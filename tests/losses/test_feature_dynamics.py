@@ -1,0 +1,90 @@
+"""Feature dynamics: the printed example, tiles against one piece, masks, detached heads."""
+
+import pytest
+import torch
+from softmax_oracle import float64
+from torch import Tensor
+
+from asnn_goose.losses.feature_dynamics import (
+    TILE,
+    detached_readout,
+    dynamics_rows,
+    feature_dynamics,
+    raw_dynamics_cka,
+)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+def test_printed_example():
+    teacher = [float64([[1, 0, 0]]), float64([[2, 0, 0]])]
+    student = [float64([[1, 0, 0]]), float64([[1, 1, 0]])]
+    trajectory, derivative = dynamics_rows(student, teacher)
+    # The readout is float32.
+    assert trajectory.item() == pytest.approx(0.30292910107876403 / 2, rel=1e-6)
+    assert derivative.item() == pytest.approx(1.42806813722119, rel=1e-6)
+    deltas = [torch.log_softmax(x[1], -1) - torch.log_softmax(x[0], -1) for x in (teacher, student)]
+    assert deltas[0][0].tolist() == pytest.approx([0.31189995, -0.68810005, -0.68810005], abs=1e-8)
+    assert deltas[1][0].tolist() == pytest.approx([-0.31055009, 0.68944991, -0.31055009], abs=1e-8)
+
+
+def test_tiles_masks_and_gradients_equal_one_piece():
+    shape = (2, TILE + 9, 6)
+    students = [normal(*shape, seed=i).requires_grad_() for i in range(3)]
+    teachers = [normal(2, TILE + 9, 4, seed=10 + i) for i in range(3)]
+    heads = normal(11, 6, seed=20), normal(11, 4, seed=21)
+    readouts = [detached_readout(identity, head) for head in heads]
+    mask = torch.rand(2, TILE + 9, generator=torch.Generator().manual_seed(3)) > 0.3
+    found = feature_dynamics(students, teachers, *readouts, mask=mask)
+    grads = torch.autograd.grad(found[0] + 2 * found[1], students)
+    rows = dynamics_rows([readouts[0](x[mask]) for x in students], [readouts[1](x[mask]) for x in teachers])
+    wanted = rows[0].mean(), rows[1].mean()
+    wanted_grads = torch.autograd.grad(wanted[0] + 2 * wanted[1], students)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(grads, wanted_grads)
+    assert all(grad[~mask].eq(0).all() for grad in grads)
+
+
+def test_a_shallow_layer_cannot_train_the_head():
+    head = normal(5, 3).requires_grad_()
+    states = [normal(4, 3, seed=i).requires_grad_() for i in (1, 2)]
+    readout = detached_readout(identity, head)
+    trajectory, derivative = feature_dynamics(states, [normal(4, 3, seed=3)] * 2, readout, readout)
+    (trajectory + derivative).backward()
+    assert head.grad is None and states[0].grad is not None
+
+
+def test_a_frozen_layer_and_an_empty_mask_give_numbers():
+    still = [normal(4, 3).requires_grad_()] * 2
+    trajectory, derivative = feature_dynamics(still, [normal(4, 3, seed=1)] * 2, identity, identity)
+    (trajectory + derivative).backward()
+    assert derivative.item() == 1.0 and still[0].grad is not None and still[0].grad.isfinite().all()
+    empty = feature_dynamics(still, still, identity, identity, torch.zeros(4, dtype=torch.bool))
+    assert [value.item() for value in empty] == [0.0, 0.0]
+    sum(empty).backward()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_equal_models_cost_nothing():
+    states = [normal(4, 3, seed=i) for i in range(3)]
+    trajectory, derivative = feature_dynamics(states, states, identity, identity)
+    assert abs(trajectory.item()) <= 1e-6 and abs(derivative.item()) <= 1e-6
+    assert raw_dynamics_cka(states, [2 * x for x in states]).item() == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: feature_dynamics([], [], identity, identity), "not 0 and 0"),
+        (lambda: feature_dynamics([normal(2, 3)], [], identity, identity), "not 1 and 0"),
+        (lambda: raw_dynamics_cka([normal(5, 3)], [normal(5, 3)]), "two or more layers on both sides, not 1 and 1"),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(call, message: str):
+    with pytest.raises(ValueError, match=message):
+        call()
