@@ -110,8 +110,8 @@ class LayerAggregation(nn.Module):
 
     a_1 = h_1,  a_l = g_l h_l + (1 - g_l) a_{l-1},  g_l = sigmoid(W_l [h_l; a_{l-1}] + b_l)
 
-    with one gate per token and layer. The gates start at 1/2. Trained by the alignment loss they would move the target to whatever is easiest; they take
-    part in it only as constants, and train, if at all, on another loss.
+    with one gate per token and layer. The gates start at 1/2. Trained by the alignment loss they would move the target
+    to whatever is easiest; they take part in it only as constants, and train, if at all, on another loss.
     """
 
     def __init__(self, width: int, layers: int):
