@@ -8,7 +8,8 @@ what is left is the rest of the student: its matrix products, norms, and what st
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,25 +29,32 @@ FORMS = {
 PLACES = {"wkv7": time_mix, "lif_rate": spiking, "linear_divergence": training}
 
 
-def record(setting: Setting, batch) -> dict[str, list[tuple[tuple, dict[str, Any]]]]:
-    """The arguments of every call in one step."""
-    calls: dict[str, list[tuple[tuple, dict[str, Any]]]] = {name: [] for name in PLACES}
+@contextmanager
+def replaced(wrapper: Callable[[str, Callable], Callable]) -> Iterator[None]:
+    """Each operation, where the student and the step call it, stands behind ``wrapper(name, original)``."""
     originals = {name: getattr(place, name) for name, place in PLACES.items()}
-
-    def recorder(name: str) -> Callable:
-        def call(*args, **kwargs):
-            calls[name].append((args, kwargs))
-            return originals[name](*args, **kwargs)
-
-        return call
-
     for name, place in PLACES.items():
-        setattr(place, name, recorder(name))
+        setattr(place, name, wrapper(name, originals[name]))
     try:
-        training.accumulate_gradients(setting.context, [batch], 0)
+        yield
     finally:
         for name, place in PLACES.items():
             setattr(place, name, originals[name])
+
+
+def record(setting: Setting, batch) -> dict[str, list[tuple[tuple, dict[str, Any]]]]:
+    """The arguments of every call in one step."""
+    calls: dict[str, list[tuple[tuple, dict[str, Any]]]] = {name: [] for name in PLACES}
+
+    def recorder(name: str, original: Callable) -> Callable:
+        def call(*args, **kwargs):
+            calls[name].append((args, kwargs))
+            return original(*args, **kwargs)
+
+        return call
+
+    with replaced(recorder):
+        training.accumulate_gradients(setting.context, [batch], 0)
     return calls
 
 
@@ -77,19 +85,13 @@ def replay(name: str, calls: list[tuple[tuple, dict[str, Any]]], backend: str) -
 
 def whole_step(setting: Setting, batch, forms: dict[str, str]) -> Callable[[], None]:
     """Teacher, student forward and backward, optimiser."""
-    originals = {name: getattr(place, name) for name, place in PLACES.items()}
 
-    def forced(name: str) -> Callable:
-        return lambda *args, **kwargs: originals[name](*args, **(kwargs | {"backend": forms[name]}))
+    def forced(name: str, original: Callable) -> Callable:
+        return lambda *args, **kwargs: original(*args, **(kwargs | {"backend": forms[name]}))
 
     def once() -> None:
-        for name, place in PLACES.items():
-            setattr(place, name, forced(name))
-        try:
+        with replaced(forced):
             training.accumulate_gradients(setting.context, [batch], 0)
-        finally:
-            for name, place in PLACES.items():
-                setattr(place, name, originals[name])
         setting.optimisers.student.step()
         setting.optimisers.student.zero_grad()
 

@@ -36,7 +36,8 @@ def call(script: Path, *flags: str, folder: Path) -> subprocess.CompletedProcess
     """Run a script from another working directory; runs and reports go below ``folder``."""
     places = {"ASNN_GOOSE_RUNS": str(folder / "runs"), "ASNN_GOOSE_REPORTS": str(folder / "reports")}
     command = [sys.executable, str(script), *flags]
-    return subprocess.run(command, cwd=folder, env=os.environ | places, capture_output=True, text=True, timeout=600)
+    user = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "TRITON_INTERPRET")}
+    return subprocess.run(command, cwd=folder, env=user | places, capture_output=True, text=True, timeout=600)
 
 
 def test_every_experiment_has_one_short_script():

@@ -145,6 +145,34 @@ def test_numba_spikes_bit_for_bit_as_the_reference(kind: str, reset: str):
     assert (dyadic.abs() == 1.0).sum() > 1000
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("kind", "reset"), DYNAMICS)
+def test_a_hundred_million_spikes_bit_for_bit(kind: str, reset: str):
+    """Currents, thresholds, decays and membranes of every size, 10^6 at a time, over four micro-steps."""
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(25):
+        current, v0 = (torch.randn(4, 1_000_000, generator=draw) * 2 for _ in range(2))
+        theta, decay = torch.rand(1_000_000, generator=draw) + 0.01, torch.rand(1_000_000, generator=draw)
+        options: dict[str, Any] = {"threshold": theta, "decay": decay, "kind": kind, "reset": reset, "v0": v0[0]}
+        ours, plain = (lif(current, backend=backend, **options) for backend in ("numba", "reference"))
+        assert torch.equal(ours[0], plain[0]) and torch.equal(ours[1], plain[1])
+
+
+def test_numba_writes_every_entry_of_its_results(monkeypatch: pytest.MonkeyPatch):
+    """Fresh buffers poisoned with NaN leave no trace."""
+    empty_like, new_empty = torch.empty_like, Tensor.new_empty
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(torch.nan))
+    monkeypatch.setattr(Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(torch.nan))
+    x, v0 = numbers(3, 2, 1500).float().requires_grad_(), numbers(2, 1500, seed=1).float().requires_grad_()
+    for learned in (False, True):
+        theta = torch.full((1500,), 0.8, requires_grad=learned)
+        spikes, v = lif(x, threshold=theta, decay=0.9, v0=v0, backend="numba")
+        rate = lif_rate(x[0], 4, threshold=theta, decay=0.9, v0=v0, backend="numba")
+        leaves = [x, v0, theta] if learned else [x, v0]
+        grads = torch.autograd.grad(spikes.sum() + v.sum() + rate.sum(), leaves)
+        assert not any(value.isnan().any() for value in (spikes, v, rate, *grads))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("kind", "reset"), DYNAMICS)
 @pytest.mark.parametrize("steps", [1, 3, 4])
