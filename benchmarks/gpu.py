@@ -20,23 +20,12 @@ from torch import Tensor
 
 from asnn_goose.kernels import lif, linear_divergence
 from asnn_goose.models import GooseConfig, GooseForCausalLM
+from benchmarks.lif import trained
 from benchmarks.measuring import medians, report
 from benchmarks.wkv7 import inputs
 from benchmarks.wkv7 import trained as recurrence
 
 ELEMENTS = 2**26
-
-
-def trained(forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
-    """Forward, and backward from a fixed gradient."""
-    leaf = x.clone().requires_grad_()
-    grad = torch.randn_like(x)
-
-    def once() -> None:
-        leaf.grad = None
-        forward(leaf).backward(grad)
-
-    return once
 
 
 def peer(backend: str) -> Callable[[Tensor], Tensor]:

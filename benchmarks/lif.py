@@ -52,7 +52,7 @@ print(json.dumps(statistics.median(seconds)))
 def trained(forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
     """Forward, and backward from a fixed gradient."""
     leaf = x.clone().requires_grad_()
-    grad = torch.randn(forward(x).shape).to(x.dtype)
+    grad = torch.randn_like(forward(x))
 
     def once() -> None:
         leaf.grad = None

@@ -21,17 +21,17 @@ BACKENDS = (
     Backend("numba", ("cpu",), (*HALF, torch.float32), package="numba"),
     Backend("triton", ("cuda",), (*HALF, torch.float32), package="triton"),
     Backend("reference"),
-    Backend("spikingjelly", package="spikingjelly", automatic=False, unless=peers.spikingjelly_obstacle),
-    Backend("snntorch", package="snntorch", automatic=False, unless=peers.snntorch_obstacle),
+    Backend("spikingjelly", package="spikingjelly", state=False, automatic=False, unless=peers.spikingjelly_obstacle),
+    Backend("snntorch", package="snntorch", state=False, automatic=False, unless=peers.snntorch_obstacle),
 )
 
 
-def lif_backend(backend: str, device: torch.device, dtype: torch.dtype, **options) -> str:
+def lif_backend(backend: str, device: torch.device, dtype: torch.dtype, *, v0: Tensor | None = None, **options) -> str:
     """The form that ``lif`` and ``lif_rate`` will run for such input; raises ValueError if a named one cannot.
 
     ``options`` are those of :func:`lif`; without them only device, dtype and installation are looked at.
     """
-    return choose("lif", BACKENDS, backend, device=device, dtype=dtype, gradient=True, state=True, **options)
+    return choose("lif", BACKENDS, backend, device=device, dtype=dtype, gradient=True, state=v0 is not None, **options)
 
 
 def _checked(

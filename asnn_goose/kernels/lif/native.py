@@ -9,29 +9,26 @@ Shapes: T micro-steps, S stored steps, N rows, C channels (see fused.py); P part
 """
 
 import math
-from typing import Any
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from asnn_goose.kernels.compiled import COMPILE, bound_numba_threads, numba_threads
 from asnn_goose.kernels.lif.fused import Dynamics, Gradients, Inputs
-from asnn_goose.kernels.threads import bound_numba_threads, numba_threads
+from asnn_goose.kernels.lif.surrogate import CODES
 
 BLOCK = 1024
-SHAPES = {"atan": 0, "triangle": 1, "sigmoid": 2, "superspike": 3, "rectangle": 4}
 
 ONE, ZERO, HALF = np.float32(1.0), np.float32(0.0), np.float32(0.5)
-
-_compile: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 # Rows of a worker's scratch array: one array of constant size, so that the compiler can tell its rows apart.
 THETA, BETA, V, G, GRAD_S, GRAD_V, GRAD_X, TOTAL, GRAD_THETA, GRAD_BETA, ROWS = range(11)
 
 
-@numba.njit(**_compile)
+@numba.njit(**COMPILE)
 def _fire_and_reset(W, x, spikes, size, ternary, hard):
     """One micro-step of a block: W[V] goes from the membrane before it to the one after its reset."""
     for c in range(size):
@@ -46,7 +43,7 @@ def _fire_and_reset(W, x, spikes, size, ternary, hard):
             W[V, c] = u - theta * s
 
 
-@numba.njit(**_compile)
+@numba.njit(**COMPILE)
 def _next_membrane(W, before, x, after, size, ternary, hard):
     """The same without spikes, from one array into another."""
     for c in range(size):
@@ -60,7 +57,7 @@ def _next_membrane(W, before, x, after, size, ternary, hard):
             after[c] = u - theta * s
 
 
-@numba.njit(**_compile)
+@numba.njit(**COMPILE)
 def _derivative(W, before, x, size, ternary, shape, width):
     """W[G] = g of a block's distances from the threshold, |u| - theta (ternary) or u - theta; see surrogate.py.
 
@@ -96,7 +93,7 @@ def _derivative(W, before, x, size, ternary, shape, width):
             W[G, c] = inverse if z <= HALF * width else ZERO
 
 
-@numba.njit(**_compile)
+@numba.njit(**COMPILE)
 def _back_through_step(W, before, x, grad_s, grad_x, size, ternary, hard, attached):
     """Backwards through one micro-step: W[GRAD_V] goes from the membrane after the reset to the one before the charge.
 
@@ -122,7 +119,7 @@ def _back_through_step(W, before, x, grad_s, grad_x, size, ternary, hard, attach
         W[GRAD_V, c] = charged * W[BETA, c]
 
 
-@numba.njit(**_compile)
+@numba.njit(**COMPILE)
 def _back_through_soft_step(W, grad_s, grad_x, size, attached):
     """The same for a soft reset where threshold and decay need no gradient."""
     for c in range(size):
@@ -132,7 +129,7 @@ def _back_through_soft_step(W, grad_s, grad_x, size, attached):
         W[GRAD_V, c] = charged * W[BETA, c]
 
 
-@numba.njit(parallel=True, **_compile)
+@numba.njit(parallel=True, **COMPILE)
 def _forward(x_SNC, threshold_C, decay_C, v0_NC, has_v0, steps, mean, ternary, hard, parts, spikes_SNC, v_NC):
     _, N, C = x_SNC.shape
     for p in numba.prange(parts):
@@ -162,7 +159,7 @@ def _forward(x_SNC, threshold_C, decay_C, v0_NC, has_v0, steps, mean, ternary, h
                     v_NC[n, start:stop] = W[V, :size]
 
 
-@numba.njit(parallel=True, **_compile)
+@numba.njit(parallel=True, **COMPILE)
 def _backward(
     x_SNC, threshold_C, decay_C, v0_NC, has_v0, steps, mean, ternary, hard, parts, attached, shape, width, parameters,
     grad_spikes_SNC, has_spikes, grad_last_NC, has_last, grad_x_SNC, grad_v0_NC, grad_threshold_PC, grad_decay_PC,
@@ -248,7 +245,7 @@ def backward(
     parts, C = arguments[-1], inputs.x_SNC.shape[2]
     surrogate = (
         np.float32(not dynamics.detach_reset),
-        SHAPES[dynamics.surrogate],
+        CODES[dynamics.surrogate],
         np.float32(dynamics.width),
         parameters,
     )

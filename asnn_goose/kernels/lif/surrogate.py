@@ -22,6 +22,9 @@ from torch import Tensor
 
 DEFAULT_WIDTH = {"atan": 1.0, "triangle": 1.0, "sigmoid": 0.25, "superspike": 1.0, "rectangle": 1.0}
 
+CODES = {shape: code for code, shape in enumerate(DEFAULT_WIDTH)}
+"""The number by which the compiled forms know a shape."""
+
 
 def derivative(u: Tensor, shape: str, width: float) -> Tensor:
     """g(u) elementwise, in u's dtype and units of 1/width."""
@@ -30,8 +33,8 @@ def derivative(u: Tensor, shape: str, width: float) -> Tensor:
     if shape == "triangle":
         return (1.0 - u.abs() / width).clamp_min(0.0) / width
     if shape == "sigmoid":
-        # s(-z) instead of 1 - s(z), which rounds to 0 in the upper tail.
-        return torch.sigmoid(u / width) * torch.sigmoid(-u / width) / width
+        # s(z) (1 - s(z)) = 1 / (2 cosh(z/2))^2 neither rounds to 0 in the upper tail nor wavers around its peak.
+        return 0.25 / torch.cosh(u / (2.0 * width)) ** 2 / width
     if shape == "superspike":
         return 1.0 / (width * (1.0 + u.abs() / width) ** 2)
     if shape == "rectangle":

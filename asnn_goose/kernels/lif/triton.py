@@ -20,10 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from asnn_goose.kernels.lif.fused import Dynamics, Gradients, Inputs
+from asnn_goose.kernels.lif.surrogate import CODES
 
 TILE = 1024
 SEGMENT = 8
-SHAPES = {"atan": 0, "triangle": 1, "sigmoid": 2, "superspike": 3, "rectangle": 4}
 
 
 @triton.jit
@@ -36,6 +36,14 @@ def _tile(N, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     place = rows[:, None].to(tl.int64) * C + columns[None, :]
     inside = (rows[:, None] < N) & (columns[None, :] < C)
     return place, inside, columns, row_block
+
+
+@triton.jit
+def _parameters(threshold, decay, columns, C, THRESHOLD_STRIDE: tl.constexpr, DECAY_STRIDE: tl.constexpr):
+    """(theta, beta) of a tile's columns, [1, COLUMNS]; a stride of 0 reads one value for all."""
+    theta = tl.load(threshold + columns * THRESHOLD_STRIDE, mask=columns < C, other=1.0)[None, :]
+    beta = tl.load(decay + columns * DECAY_STRIDE, mask=columns < C, other=0.0)[None, :]
+    return theta, beta
 
 
 @triton.jit
@@ -79,8 +87,7 @@ def _forward_kernel(
 ):  # fmt: skip
     place, inside, columns, _ = _tile(N, C, ROWS, COLUMNS)
     step = N.to(tl.int64) * C
-    theta = tl.load(threshold + columns * THRESHOLD_STRIDE, mask=columns < C, other=1.0)[None, :]
-    beta = tl.load(decay + columns * DECAY_STRIDE, mask=columns < C, other=0.0)[None, :]
+    theta, beta = _parameters(threshold, decay, columns, C, THRESHOLD_STRIDE, DECAY_STRIDE)
     v = tl.zeros((ROWS, COLUMNS), tl.float32)
     if HAS_V0:
         v = tl.load(v0 + place, mask=inside, other=0.0)
@@ -113,8 +120,7 @@ def _backward_kernel(
 ):  # fmt: skip
     place, inside, columns, row_block = _tile(N, C, ROWS, COLUMNS)
     step = N.to(tl.int64) * C
-    theta = tl.load(threshold + columns * THRESHOLD_STRIDE, mask=columns < C, other=1.0)[None, :]
-    beta = tl.load(decay + columns * DECAY_STRIDE, mask=columns < C, other=0.0)[None, :]
+    theta, beta = _parameters(threshold, decay, columns, C, THRESHOLD_STRIDE, DECAY_STRIDE)
     zero = tl.zeros((ROWS, COLUMNS), tl.float32)
     constant = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     v = zero
@@ -264,7 +270,7 @@ def backward(
         x if grad_v0 is None else grad_v0, *partial, N, C, dynamics.steps, segments, dynamics.width,
         **_flags(inputs, dynamics), HAS_SPIKES=grad_spikes_SNC is not None, HAS_LAST=grad_v_NC is not None,
         ATTACHED=not dynamics.detach_reset, PARAMETERS=parameters,
-        SHAPE=SHAPES[dynamics.surrogate], STEPS=steps, ROWS=rows, COLUMNS=columns,
+        SHAPE=CODES[dynamics.surrogate], STEPS=steps, ROWS=rows, COLUMNS=columns,
         enable_fp_fusion=False,
     )  # fmt: skip
     threshold, decay = (part.sum(0) for part in partial)

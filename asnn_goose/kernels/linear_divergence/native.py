@@ -8,14 +8,13 @@ Shapes: N rows, V vocabulary.
 """
 
 import math
-from typing import Any
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from asnn_goose.kernels.threads import bound_numba_threads, numba_threads
+from asnn_goose.kernels.compiled import COMPILE, bound_numba_threads, numba_threads
 
 BLOCK = 1024
 
@@ -27,10 +26,8 @@ LN2_HIGH = np.float32(0.693359375)
 LN2_LOW = np.float32(math.log(2.0) - 0.693359375)
 C2, C3, C4, C5, C6, C7 = (np.float32(1.0 / math.factorial(n)) for n in range(2, 8))
 
-_compile: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
-
-@numba.njit(**_compile)
+@numba.njit(**COMPILE)
 def _exponentials(x, centre, scale, shift, powers, out):
     """out = exp((x - centre) scale - shift), to 2 units in the last place; below exp(-87) it stays there.
 
@@ -50,7 +47,7 @@ def _exponentials(x, centre, scale, shift, powers, out):
         out[i] *= two_to_the_n[i]
 
 
-@numba.njit(fastmath={"reassoc"}, **_compile)
+@numba.njit(fastmath={"reassoc"}, **COMPILE)
 def _total(x):
     total = ZERO
     for i in range(x.size):
@@ -58,7 +55,7 @@ def _total(x):
     return total
 
 
-@numba.njit(fastmath={"reassoc"}, **_compile)
+@numba.njit(fastmath={"reassoc"}, **COMPILE)
 def _dot(x, y):
     total = ZERO
     for i in range(x.size):
@@ -66,7 +63,7 @@ def _dot(x, y):
     return total
 
 
-@numba.njit(**_compile)
+@numba.njit(**COMPILE)
 def _partition(row, centre, scale, powers, work):
     """Sum over the row of exp((x - centre) scale)."""
     z = 0.0
@@ -78,13 +75,13 @@ def _partition(row, centre, scale, powers, work):
     return z
 
 
-@numba.njit(**_compile)
+@numba.njit(**COMPILE)
 def _log_probabilities(x, centre, scale, shift, out):
     for i in range(x.size):
         out[i] = (x[i] - centre) * scale - shift
 
 
-@numba.njit(**_compile)
+@numba.njit(**COMPILE)
 def _gap(log_p, log_q, p, gap, p_gap):
     for i in range(gap.size):
         g = log_p[i] - log_q[i]
@@ -92,19 +89,19 @@ def _gap(log_p, log_q, p, gap, p_gap):
         p_gap[i] = p[i] * g
 
 
-@numba.njit(**_compile)
+@numba.njit(**COMPILE)
 def _write_scaled(probabilities, factor, out):
     for i in range(out.size):
         out[i] = factor * probabilities[i]
 
 
-@numba.njit(**_compile)
+@numba.njit(**COMPILE)
 def _add_difference(q, p, factor, out):
     for i in range(out.size):
         out[i] += factor * (q[i] - p[i])
 
 
-@numba.njit(parallel=True, **_compile)
+@numba.njit(parallel=True, **COMPILE)
 def _tile(
     s_NV, t_NV, s_max_N, t_max_N, targets_N, has_ce, has_kl, w_ce, w_kl, T, wants_slope, parts, ce_N, kl_N, slope_N
 ):  # fmt: skip

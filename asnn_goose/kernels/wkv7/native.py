@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from asnn_goose.kernels.threads import bound_numba_threads
+from asnn_goose.kernels.compiled import COMPILE, bound_numba_threads
 
 KEEP = 16
 
 ZERO = np.float32(0.0)
 
-_compile: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
+_compile: dict[str, Any] = COMPILE | {"fastmath": {"reassoc", "contract"}}
 
 
 @numba.njit(**_compile)

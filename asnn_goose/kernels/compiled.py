@@ -1,7 +1,12 @@
-"""numba's threads, never more than torch's."""
+"""How the numba forms are compiled, and on how many threads they run: never more than torch's."""
+
+from typing import Any
 
 import numba
 import torch
+
+COMPILE: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+"""For numba.njit. No fast-math: a fused multiply-add would flip spikes at their threshold; who may, adds it."""
 
 
 def numba_threads() -> int:
