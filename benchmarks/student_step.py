@@ -17,16 +17,17 @@ from torch import Tensor
 
 from asnn_goose.config import load_experiment
 from asnn_goose.models import spiking, time_mix
-from asnn_goose.train import step as training
+from asnn_goose.train import objective
 from asnn_goose.train.memory import keep_freed_memory
 from asnn_goose.train.setting import Setting, prepare
+from asnn_goose.train.step import accumulate_gradients
 from benchmarks.measuring import medians, report
 
 FORMS = {
     "before": {"wkv7": "torch_chunk", "lif_rate": "reference", "linear_divergence": "tiled"},
     "after": {"wkv7": "native", "lif_rate": "numba", "linear_divergence": "native"},
 }
-PLACES = {"wkv7": time_mix, "lif_rate": spiking, "linear_divergence": training}
+PLACES = {"wkv7": time_mix, "lif_rate": spiking, "linear_divergence": objective}
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def record(setting: Setting, batch) -> dict[str, list[tuple[tuple, dict[str, Any
         return call
 
     with replaced(recorder):
-        training.accumulate_gradients(setting.context, [batch], 0)
+        accumulate_gradients(setting.context, [batch], 0)
     return calls
 
 
@@ -91,7 +92,7 @@ def whole_step(setting: Setting, batch, forms: dict[str, str]) -> Callable[[], N
 
     def once() -> None:
         with replaced(forced):
-            training.accumulate_gradients(setting.context, [batch], 0)
+            accumulate_gradients(setting.context, [batch], 0)
         setting.optimisers.student.step()
         setting.optimisers.student.zero_grad()
 
@@ -103,7 +104,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     keep_freed_memory()
-    setting = prepare(load_experiment("v11_1", ["--student.fit_tokens", "2048"]).experiment)
+    flags = ["--student.fit_tokens=2048", "--distillation.targets=online"]
+    setting = prepare(load_experiment("v11_1", flags).experiment)
     batch = next(iter(setting.windows))
     calls = record(setting, batch)
     gradients = [(p, p.grad) for group in setting.optimisers.student.param_groups for p in group["params"]]
@@ -114,7 +116,7 @@ def main() -> None:
         setting.optimisers.student.step()
 
     candidates: dict[str, Callable[[], Any]] = {
-        "teacher": lambda: training.Targets(setting.teacher, batch.input_ids),
+        "teacher": lambda: setting.context.targets(batch),
         "optimiser": optimiser,
     }
     for when, forms in FORMS.items():

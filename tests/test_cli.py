@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from asnn_goose import cli
+from asnn_goose.config import experiment_names
 from asnn_goose.reporting import read_metrics
 from asnn_goose.reporting.record import load_result
 
@@ -74,8 +75,8 @@ def test_a_mistake_in_the_flags_is_one_sentence(refused, flags, words, tiny_flag
 
 
 def test_an_unknown_experiment_is_one_sentence(refused):
-    sentence = refused(["--scale=smoke"], "v11_2")
-    assert "no experiment named 'v11_2'; there is v10, v11_1; did you mean v11_1?" in sentence
+    sentence = refused(["--scale=smoke"], "v11_9")
+    assert f"no experiment named 'v11_9'; there is {', '.join(experiment_names())}; did you mean v11_" in sentence
 
 
 def test_debug_shows_the_traceback_too(capfd):

@@ -39,7 +39,7 @@ class Key:
 
 
 def keys(model: type[BaseModel] = Experiment, prefix: str = "") -> dict[str, Key]:
-    """All leaves of the schema by dotted key; a mapping such as losses has one branch per name that it may hold."""
+    """All leaves of the schema by dotted key, those of branches that may be null among them."""
     return {key.path: key for key in _walk(model, prefix)}
 
 
@@ -51,12 +51,8 @@ def groups() -> tuple[str, ...]:
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         annotation, path = field.annotation, prefix + name
-        if _is_model(annotation):
-            yield from _walk(annotation, f"{path}.")
-        elif get_origin(annotation) is dict and _is_model(get_args(annotation)[1]):
-            names, entry = get_args(annotation)
-            for entry_name in get_args(names):
-                yield from _walk(entry, f"{path}.{entry_name}.")
+        if branch := next(filter(_is_model, _parts(annotation)), None):
+            yield from _walk(branch, f"{path}.")
         else:
             ranged = Annotated[annotation, *field.metadata] if field.metadata else annotation
             yield Key(path, ranged, " ".join((field.description or "").split()))

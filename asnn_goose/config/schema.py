@@ -3,15 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-LossName = Literal["ce", "forward_kl"]
-
-
-class Settings(BaseModel):
-    """Base of every group: immutable, and closed against unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from asnn_goose.config.distillation import DistillationConfig
+from asnn_goose.config.settings import Settings
 
 
 class TeacherConfig(Settings):
@@ -84,71 +79,6 @@ class StudentConfig(Settings):
     """Tokens per chunk of the chunked form."""
 
 
-class LossConfig(Settings):
-    """One named term of the training objective."""
-
-    weight: NonNegativeFloat
-    """Factor of the raw, token-mean value."""
-
-
-class TemperatureConfig(Settings):
-    """The softmax temperature of the distillation terms; learned is CTKD (arXiv 2211.16231)."""
-
-    mode: Literal["fixed", "learned"] = "fixed"
-    """fixed: init for ever. learned: one scalar that plays against the student behind a gradient reversal."""
-    init: PositiveFloat = 2.0
-    """Temperature at the start."""
-    low: PositiveFloat = 1.0
-    """Lower bound of the learned temperature, never reached."""
-    high: PositiveFloat = 5.0
-    """Upper bound of the learned temperature, never reached."""
-    anchor: PositiveFloat | None = None
-    """Temperature that the regulariser pulls to; None: init."""
-    anchor_weight: NonNegativeFloat = 0.1
-    """c in the regulariser c (T - anchor)^2, which stands outside the reversal."""
-    lr: PositiveFloat = 0.01
-    """Learning rate of the temperature's plain SGD, constant."""
-    clip: PositiveFloat = 5.0
-    """Largest absolute gradient of the raw temperature."""
-    lambda_max: NonNegativeFloat = 1.0
-    """Adversary's strength at the end of its cosine ramp."""
-    lambda_start: float = Field(default=0.2, ge=0.0, lt=1.0)
-    """Share of the run during which lambda is 0."""
-    lambda_end: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Share of the run at which lambda reaches lambda_max."""
-
-    @model_validator(mode="after")
-    def _ordered(self):
-        if not self.low < self.high:
-            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
-        for key in ("init", "anchor"):
-            value = getattr(self, key)
-            if self.mode == "learned" and value is not None and not self.low < value < self.high:
-                raise ValueError(f"{key} ({value}) must lie strictly between low ({self.low}) and high ({self.high})")
-        if not self.lambda_start < self.lambda_end:
-            raise ValueError(f"lambda_start ({self.lambda_start}) must be below lambda_end ({self.lambda_end})")
-        return self
-
-
-class DistillationConfig(Settings):
-    """What the student is asked to minimise."""
-
-    losses: dict[LossName, LossConfig]
-    """Terms of the objective by name; the total is the sum of weight times raw value."""
-    temperature: TemperatureConfig = TemperatureConfig()
-    """Temperature of every distillation term; cross-entropy has none."""
-
-    @model_validator(mode="after")
-    def _something_to_minimise(self):
-        if not any(loss.weight > 0 for loss in self.losses.values()):
-            raise ValueError("losses must hold at least one term with a weight above 0")
-        if self.temperature.mode == "learned" and not any(
-            loss.weight > 0 for name, loss in self.losses.items() if name != "ce"
-        ):
-            raise ValueError("temperature.mode learned needs a loss with a temperature (not ce) and a weight above 0")
-        return self
-
-
 class DataConfig(Settings):
     """The text, and how it is split and cut."""
 
@@ -189,12 +119,21 @@ class TrainConfig(Settings):
     """Windows per micro-batch and process."""
     accumulate: PositiveInt = 1
     """Micro-batches per optimiser step."""
+    optimiser: Literal["adamw", "dot"] = "adamw"
+    """dot: SGD with one momentum for ce and a higher one for all other losses (ICCV 2023), which have seven times the
+    weight then; compare it with seven times their weights."""
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """dot: mu, the mean of the two momenta."""
+    momentum_gap: float = Field(default=0.075, ge=0.0, lt=0.5)
+    """dot: delta, which the other losses' momentum has more and that of ce less."""
     lr: PositiveFloat = 5e-4
     """Peak learning rate of the student's matrices."""
     lr_end: float = Field(default=0.1, ge=0.0, le=1.0)
     """Learning rate at the end, as a share of the peak (cosine)."""
     neuron_lr_factor: PositiveFloat = 1.0
     """Learning rate of thresholds and decays, as a multiple of lr; they have no weight decay."""
+    projector_lr_factor: PositiveFloat = 1.0
+    """Learning rate of projectors and auxiliary heads, which exist in training only, as a multiple of lr."""
     warmup: float = Field(default=0.05, ge=0.0, le=1.0)
     """Share of the run during which the learning rate rises linearly; its first step is already above 0."""
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
@@ -202,9 +141,11 @@ class TrainConfig(Settings):
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
     """AdamW's decay of the second moment."""
     weight_decay: NonNegativeFloat = 0.1
-    """AdamW's decoupled weight decay, on matrices only."""
+    """AdamW's decoupled weight decay, on matrices only; dot adds it to every gradient."""
     clip: PositiveFloat = 1.0
     """Largest global gradient norm of the student."""
+    skip_limit: NonNegativeInt = 0
+    """Steps whose loss or gradient is not finite and which are left out, before one more ends the run."""
     embeddings: Literal["frozen", "trained"] = "frozen"
     """Whether the student's embedding and head move."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -253,3 +194,25 @@ class Experiment(Settings):
     distillation: DistillationConfig
     data: DataConfig
     train: TrainConfig
+
+    @model_validator(mode="after")
+    def _one_gradient_per_term(self):
+        balance = self.distillation.balance.mode
+        if self.train.optimiser == "dot" and balance != "none":
+            raise ValueError(
+                f"train.optimiser dot keeps the terms apart itself: set distillation.balance.mode {balance} to none"
+            )
+        terms = set(self.distillation.losses.present())
+        if self.train.optimiser == "dot" and ("ce" not in terms or len(terms) < 2):
+            raise ValueError(
+                "train.optimiser dot sets the loss ce against the others, and there is only "
+                f"{', '.join(sorted(terms))}: give both a weight, or set it to adamw"
+            )
+        if self.train.devices > 1 and self.train.skip_limit:
+            raise ValueError("train.skip_limit above 0 is for one device: set it to 0")
+        if self.train.devices > 1 and (balance != "none" or self.train.optimiser == "dot"):
+            raise ValueError(
+                f"a gradient per term (distillation.balance.mode {balance}, train.optimiser {self.train.optimiser}) is "
+                "taken on one device only: set train.devices to 1"
+            )
+        return self

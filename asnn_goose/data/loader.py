@@ -23,6 +23,8 @@ class Batch:
     """int64 [B, L]; 0 on padding, which stands on the right."""
     mask: Tensor
     """bool [B, L]: True on tokens of the text."""
+    windows: Tensor | None = None
+    """int64 [B]: each window's number in the shard, counted in windows from its start; None in an evaluation set."""
 
 
 class TrainingWindows(Iterator[Batch]):
@@ -64,7 +66,14 @@ class TrainingWindows(Iterator[Batch]):
         rows = [self._window_at(i) for i in range(first, first + self._batch_size)]
         self._epoch, self._index = divmod(position + self._world_size * self._batch_size, self.windows)
         input_ids = torch.from_numpy(self._tokens_WL[rows].astype(np.int64))
-        return Batch(input_ids, torch.ones_like(input_ids, dtype=torch.bool))
+        return Batch(input_ids, torch.ones_like(input_ids, dtype=torch.bool), torch.tensor(rows))
+
+    def upcoming(self, count: int) -> list[int]:
+        """The windows among the next ``count`` of the sequence, over all ranks: each once, in the order of reading."""
+        position = self._epoch * self.windows + self._index
+        # From within an epoch, all windows come up before the end of the next one.
+        last = position + min(count, 2 * self.windows)
+        return list(dict.fromkeys(map(self._window_at, range(position, last))))
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, and index within it, of the next window that rank 0 reads."""

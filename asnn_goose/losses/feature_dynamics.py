@@ -14,12 +14,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from asnn_goose.losses.cka import linear_cka
-
-TILE = 128
-"""Tokens whose vocabulary-sized rows exist at a time; they are computed again in the backward pass."""
+from asnn_goose.losses.tiles import tiled_sum
 
 Readout = Callable[[Tensor], Tensor]
 
@@ -73,11 +70,7 @@ def feature_dynamics(
         trajectory_N, derivative_N = dynamics_rows([student_readout(x) for x in states[:half]], teacher_NV)
         return torch.stack([trajectory_N.sum(), derivative_N.sum()])
 
-    total = sum(x.float().sum() for x in students) * torch.zeros(2, device=students[0].device)
-    for tile in zip(*(x.split(TILE) for x in (*students, *teachers)), strict=True):
-        if tile[0].shape[0]:
-            total = total + checkpoint(tile_sums, *tile, use_reentrant=False)
-    trajectory, derivative = total / max(1, students[0].shape[0])
+    trajectory, derivative = tiled_sum(tile_sums, *students, *teachers) / max(1, students[0].shape[0])
     return trajectory, derivative
 
 

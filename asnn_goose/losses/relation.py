@@ -11,17 +11,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-NEEDS_ATTENTION = ("minilm_attention", "tinybert_attention")
-"""Terms of the literature that compare attention distributions or scores."""
-
-
-def refuse_attention_terms(name: str) -> None:
-    """Raises ValueError for a term that a student without attention matrices cannot have."""
-    if name in NEEDS_ATTENTION:
-        raise ValueError(
-            f"the term {name} compares attention matrices, and an RWKV student has none: use minilm_value or minilmv2"
-        )
-
 
 def _pairwise(states_PD: Tensor) -> Tensor:
     """Distances [P, P]; 0 on the diagonal, with a gradient of 0 there."""

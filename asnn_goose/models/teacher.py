@@ -4,6 +4,8 @@ Shape suffixes: B windows, L tokens, V vocabulary (without padding rows), E teac
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -67,6 +69,10 @@ class Teacher:
         """Number of blocks."""
         return len(self._blocks)
 
+    def block(self, layer: int) -> nn.Module:
+        """The block of that layer, counted from 1."""
+        return self._blocks[layer - 1]
+
     # Not inference_mode: its tensors cannot be saved for a backward pass, and the learned temperature multiplies these.
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, hidden_layers: tuple[int, ...] = ()) -> TeacherOutput:
@@ -79,20 +85,8 @@ class Teacher:
         Raises:
             UserError: a layer that the teacher has not got.
         """
-        if self.model.training:
-            raise RuntimeError(f"teacher {self.name!r} was put in train mode: its dropout would change the targets")
-        for layer in hidden_layers:
-            if not 0 <= layer <= self.num_layers:
-                raise UserError(
-                    f"teacher {self.name!r} has no layer {layer}: choose 0 (embedding) to {self.num_layers}"
-                )
-        hidden: dict[int, Tensor] = {}
-        hooks = [self._capture(layer, hidden) for layer in set(hidden_layers)]
-        try:
+        with self._capturing(hidden_layers) as hidden:
             logits = self.model(input_ids, use_cache=False).logits
-        finally:
-            for hook in hooks:
-                hook.remove()
         return TeacherOutput(logits[..., : self.vocab_size], hidden)
 
     @torch.no_grad()
@@ -100,10 +94,40 @@ class Teacher:
         """The last states [B, L, E], behind the final norm: logits_BLV = states @ head_VE.T, without making them."""
         return self._stack(input_ids, use_cache=False).last_hidden_state
 
+    @torch.no_grad()
+    def states_and_layers(self, input_ids: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor]]:
+        """:meth:`states` and the residual stream at ``layers`` (as in :class:`TeacherOutput`), in one pass."""
+        with self._capturing(layers) as hidden:
+            last_BLE = self.states(input_ids)
+        return last_BLE, hidden
+
+    @torch.no_grad()
+    def read_out(self, hidden_NE: Tensor) -> Tensor:
+        """Logits [N, V] that a block's output would have, were it the last block's: head(final_norm(hidden))."""
+        return F.linear(self._final_norm()(hidden_NE.to(self.dtype)), self.head_VE)
+
     @cached_property
     def head_VE(self) -> Tensor:
         """Output projection in the teacher's dtype, without padding rows; see :attr:`head_weight_VE` for its errors."""
         return self.head_weight_VE.to(self.dtype)
+
+    @contextmanager
+    def _capturing(self, layers: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
+        """Within it a pass fills the mapping with the residual stream at each of the layers."""
+        if self.model.training:
+            raise RuntimeError(f"teacher {self.name!r} was put in train mode: its dropout would change the targets")
+        for layer in layers:
+            if not 0 <= layer <= self.num_layers:
+                raise UserError(
+                    f"teacher {self.name!r} has no layer {layer}: choose 0 (embedding) to {self.num_layers}"
+                )
+        hidden: dict[int, Tensor] = {}
+        hooks = [self._capture(layer, hidden) for layer in set(layers)]
+        try:
+            yield hidden
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _capture(self, layer: int, into: dict[int, Tensor]):
         # Hooks: the last of transformers' own hidden_states has gone through the final norm already.

@@ -4,7 +4,9 @@ import itertools
 
 import numpy as np
 
-from asnn_goose.config.schema import Experiment, TemperatureConfig
+from asnn_goose.config.distillation import TemperatureConfig
+from asnn_goose.config.losses import BIASED, CUT
+from asnn_goose.config.schema import Experiment
 from asnn_goose.reporting.markdown import number, percent
 from asnn_goose.reporting.metrics import Metrics, series
 from asnn_goose.reporting.record import Result
@@ -16,13 +18,30 @@ OPERAND_LOW = 0.9
 
 
 def find_alarms(result: Result, metrics: Metrics, experiment: Experiment) -> list[str]:
-    """All alarms: those that training recorded, then those of the files."""
-    alarms = [*result.alarms, *_non_finite(metrics)]
+    """All alarms: those that training recorded, those of the files, and what the objective itself gives cause for."""
+    alarms = [*result.alarms, *_non_finite(metrics), *biased_losses(experiment), *_skipped(metrics)]
     if experiment.distillation.temperature.mode == "learned":
         alarms += temperature_alarms(metrics, experiment.distillation.temperature)
+        alarms += [
+            f"The temperature is learned from {name}, whose slope in T is not that of the divergence over the whole "
+            "vocabulary and often has the other sign."
+            for name in CUT
+            if name in experiment.distillation.losses.present()
+        ]
     if experiment.student.neuron.kind in ("ternary", "binary"):
         alarms += spike_alarms(result)
     return list(dict.fromkeys(alarms))
+
+
+def biased_losses(experiment: Experiment) -> list[str]:
+    """Terms of the objective whose optimum is not the teacher."""
+    terms = experiment.distillation.losses.present()
+    return [f"The objective is biased: {reason}." for name, reason in BIASED.items() if name in terms]
+
+
+def _skipped(metrics: Metrics) -> list[str]:
+    count = max((line.get("skipped_steps") or 0 for line in metrics), default=0)
+    return [f"{count:.0f} optimiser steps were left out: their loss or gradient was not finite."] if count else []
 
 
 def temperature_alarms(metrics: Metrics, config: TemperatureConfig, patience: int = 50) -> list[str]:

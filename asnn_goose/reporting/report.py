@@ -25,7 +25,19 @@ from asnn_goose.reporting.plots import (
 )
 from asnn_goose.reporting.run_folder import RunFolder, replacing, write_errors, write_text
 
-_LOSS_LABELS = {"ce": "cross-entropy", "forward_kl": "forward KL", "anchor": "temperature anchor"}
+_LOSS_LABELS = {
+    "ce": "cross-entropy",
+    "forward_kl": "forward KL",
+    "reverse_kl": "reverse KL",
+    "jensen_shannon": "Jensen-Shannon",
+    "skew_kl": "skew KL",
+    "adaptive_kl": "adaptive KL",
+    "tail_bucket_kl": "KL with a tail bucket",
+    "tcs": "TCS (biased)",
+    "hidden": "hidden states",
+    "cka": "1 - CKA",
+    "anchor": "temperature anchor",
+}
 FIGURES = ("raster", "spikes", "perplexity", "losses", "temperature", "optimiser")
 
 

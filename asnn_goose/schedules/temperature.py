@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from asnn_goose.schedules.weights import ramp
+
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
@@ -73,5 +75,4 @@ def cosine_lambda(step: int, start: float, end: float) -> float:
     """
     if not start < end:
         raise ValueError(f"lambda's ramp must start ({start}) before it ends ({end})")
-    x = min(max((step - start) / (end - start), 0.0), 1.0)
-    return (1.0 - math.cos(math.pi * x)) / 2.0
+    return ramp((step - start) / (end - start), 0.0, 1.0, "cosine")

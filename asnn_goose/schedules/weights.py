@@ -1,6 +1,7 @@
 """Factors that change over a run, as pure functions of the optimiser step."""
 
 import math
+from typing import Literal
 
 
 def warmup_cosine(step: int, total: int, warmup: float, end: float) -> float:
@@ -17,3 +18,12 @@ def warmup_cosine(step: int, total: int, warmup: float, end: float) -> float:
     """
     rise = min(1.0, (step + 1) / max(1.0, warmup * total))
     return rise * (end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / total))))
+
+
+def ramp(x: float, start: float, end: float, shape: Literal["linear", "cosine"] = "linear") -> float:
+    """From ``start`` at x = 0 to ``end`` at x = 1, and constant outside: start + (end - start) f(x).
+
+    f(x) = x (linear) or (1 - cos(pi x)) / 2 (cosine).
+    """
+    x = min(max(x, 0.0), 1.0)
+    return start + (end - start) * (x if shape == "linear" else 0.5 * (1.0 - math.cos(math.pi * x)))

@@ -13,6 +13,7 @@ from torch import nn
 from asnn_goose.data.loader import TrainingWindows
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.run_folder import replacing
+from asnn_goose.train.term_gradients import Balancer
 
 NAME = "last.pt"
 
@@ -25,6 +26,8 @@ class Progress:
     """Optimiser steps taken."""
     tokens: int = 0
     """Training tokens seen, all processes together."""
+    skipped: int = 0
+    """Steps that were left out, since a loss or the gradient was not finite."""
     train_seconds: float = 0.0
     """Time spent in training steps over all sessions."""
     wall_seconds: float = 0.0
@@ -36,10 +39,11 @@ def save(
     module: nn.Module,
     optimisers: Sequence[torch.optim.Optimizer],
     windows: TrainingWindows,
+    balancer: Balancer,
     progress: Progress,
     fingerprint: str,
 ) -> Path:
-    """Write ``last.pt``: weights, optimisers, data position, random states, counters, and the run's fingerprint.
+    """Write ``last.pt``: weights, optimisers, data position, balance, random states, counters, the run's fingerprint.
 
     Raises:
         UserError: the disk is full; the former checkpoint stays.
@@ -50,6 +54,7 @@ def save(
         "parameters": {name: p.detach() for name, p in trained.items()},
         "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         "windows": windows.state_dict(),
+        "balancer": balancer.state_dict(),
         "progress": asdict(progress),
         "random": {
             "python": random.getstate(),
@@ -75,6 +80,7 @@ def load(
     module: nn.Module,
     optimisers: Sequence[torch.optim.Optimizer],
     windows: TrainingWindows,
+    balancer: Balancer,
     fingerprint: str,
 ) -> Progress:
     """Put everything back as :func:`save` found it.
@@ -109,6 +115,7 @@ def load(
     for optimiser, state in zip(optimisers, content["optimisers"], strict=True):
         optimiser.load_state_dict(state)
     windows.load_state_dict(content["windows"])
+    balancer.load_state_dict(content["balancer"])
     random.setstate(content["random"]["python"])
     np.random.set_state(content["random"]["numpy"])
     torch.set_rng_state(content["random"]["torch"])

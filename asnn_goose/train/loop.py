@@ -18,6 +18,7 @@ from asnn_goose.reporting import RunFolder
 from asnn_goose.train import checkpoint
 from asnn_goose.train.checkpoint import Progress
 from asnn_goose.train.optimisers import clip, set_learning_rates
+from asnn_goose.train.progress import watch
 from asnn_goose.train.setting import Setting
 from asnn_goose.train.step import accumulate_gradients
 from asnn_goose.train.tracking import Tracker
@@ -40,11 +41,6 @@ class Recorder:
         if self.folder is not None:
             self.folder.log(step, **values)
             self.tracker.log(step, values)
-
-
-def watch(items: Iterable, what: str) -> Iterable:
-    """A progress bar over ``items`` that vanishes when it is full; none where stderr is not a terminal."""
-    return tqdm(items, desc=what, unit="batch", leave=False, dynamic_ncols=True, disable=None)
 
 
 def watch_teacher(setting: Setting, split: EvaluationSet, what: str) -> list[Tensor]:
@@ -109,7 +105,8 @@ def stop_on_interrupt() -> Iterator[list[bool]]:
 def line(step: int, total: int, metrics: Mapping[str, float], shown: Mapping[str, str], seconds_left: float) -> str:
     """One interval of training in one line of the log."""
     losses = {key[5:-4]: value for key, value in metrics.items() if key.startswith("loss_") and key.endswith("_raw")}
-    parts = [f"step {step}/{total}", f"loss {metrics['loss_total']:.4g}"]
+    parts = [f"step {step}/{total}"]
+    parts += [f"loss {metrics['loss_total']:.4g}"] if losses else ["left out"]
     parts += [f"{name} {value:.4g}" for name, value in losses.items()]
     parts += [f"{name} {value}" for name, value in shown.items()]
     return "  ".join([*parts, f"ETA {tqdm.format_interval(seconds_left)}"])
@@ -140,6 +137,7 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
                 module,
                 optimisers.present(),
                 setting.windows,
+                setting.context.balancer,
                 progress,
                 setting.fingerprint,
             )
@@ -166,13 +164,19 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
         batches = [next(setting.windows) for _ in range(config.accumulate)]
         try:
             metrics = accumulate_gradients(setting.context, batches, progress.step)
-            metrics["grad_norm"] = clip(module, config, setting.experiment.distillation.temperature)
+            handed_over = optimisers.handed_over()
+            metrics["grad_norm"] = clip(module, config, setting.experiment.distillation.temperature, handed_over)
+            for optimiser in optimisers.present():
+                optimiser.step()
         except FloatingPointError as error:
-            raise UserError(f"training broke down in step {progress.step + 1}: {error}") from error
+            progress.skipped += 1
+            if progress.skipped > config.skip_limit:
+                raise UserError(f"training broke down in step {progress.step + 1}: {error}") from error
+            _log.warning("step %d is left out (%d so far): %s", progress.step + 1, progress.skipped, error)
+            metrics = {}
         for optimiser in optimisers.present():
-            optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        metrics["lr"] = lr
+        metrics |= {"lr": lr, "skipped_steps": progress.skipped}
         return metrics, int(engine.sum(float(sum(batch.input_ids.numel() for batch in batches))))
 
     bar = tqdm(

@@ -1,28 +1,35 @@
 """Parameter groups and their optimisers."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from asnn_goose.config.schema import TemperatureConfig, TrainConfig
+from asnn_goose.config.distillation import TemperatureConfig
+from asnn_goose.config.schema import TrainConfig
 from asnn_goose.models.spiking import Neuron
 from asnn_goose.schedules import warmup_cosine
-from asnn_goose.train.step import Distillation
+from asnn_goose.train.dot import DOT
+from asnn_goose.train.objective import Distillation
 
 ELEMENTWISE = ("bonus_HD",)
 """Parameters of two dimensions that no product of matrices takes: vectors, as far as weight decay goes."""
 
 
 class Optimisers(NamedTuple):
-    """AdamW for the student; plain SGD for the temperature, since Adam would cancel the scale of lambda."""
+    """AdamW or DOT for the student; plain SGD for the temperature, since Adam would cancel the scale of lambda."""
 
     student: torch.optim.Optimizer
     temperature: torch.optim.Optimizer | None
 
     def present(self) -> list[torch.optim.Optimizer]:
         return [optimiser for optimiser in self if optimiser is not None]
+
+    def handed_over(self) -> list[Tensor]:
+        """Gradients that wait in the student's optimiser beside ``.grad``."""
+        return self.student.handed_over() if isinstance(self.student, DOT) else []
 
 
 def freeze(module: Distillation, config: TrainConfig) -> None:
@@ -33,20 +40,24 @@ def freeze(module: Distillation, config: TrainConfig) -> None:
 
 
 def student_groups(module: Distillation, config: TrainConfig) -> list[dict]:
-    """Every trainable parameter of the student in exactly one of: matrices (decayed), vectors, neurons."""
+    """Every trainable parameter but the temperature in exactly one of: matrices (decayed), vectors, neurons of the
+    student; projectors, which exist in training only (decayed)."""
     neurons = {id(p) for m in module.student.modules() if isinstance(m, Neuron) for p in m.parameters()}
-    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "neurons": []}
-    for path, parameter in module.student.named_parameters():
-        if parameter.requires_grad:
+    students = set(map(id, module.student.parameters()))
+    steered = set(map(id, module.steered()))
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "neurons": [], "projectors": []}
+    for path, parameter in module.named_parameters():
+        if id(parameter) in steered:
             matrix = parameter.ndim >= 2 and path.rpartition(".")[2] not in ELEMENTWISE
-            name = "neurons" if id(parameter) in neurons else "matrices" if matrix else "vectors"
-            groups[name].append(parameter)
+            kind = "neurons" if id(parameter) in neurons else "matrices" if matrix else "vectors"
+            groups[kind if id(parameter) in students else "projectors"].append(parameter)
+    factors = {"neurons": config.neuron_lr_factor, "projectors": config.projector_lr_factor}
     return [
         {
             "name": name,
             "params": parameters,
-            "weight_decay": config.weight_decay if name == "matrices" else 0.0,
-            "factor": config.neuron_lr_factor if name == "neurons" else 1.0,
+            "weight_decay": config.weight_decay if name in ("matrices", "projectors") else 0.0,
+            "factor": factors.get(name, 1.0),
         }
         for name, parameters in groups.items()
         if parameters
@@ -54,10 +65,15 @@ def student_groups(module: Distillation, config: TrainConfig) -> list[dict]:
 
 
 def build_optimisers(module: Distillation, train: TrainConfig, temperature: TemperatureConfig) -> Optimisers:
-    """AdamW over the student's groups, SGD without momentum or decay over the raw temperature."""
-    student = torch.optim.AdamW(
-        student_groups(module, train), lr=train.lr, betas=(train.beta1, train.beta2), fused=True
-    )
+    """AdamW over the student's groups, or DOT, which knows one group; SGD without momentum or decay over the raw
+    temperature."""
+    student: torch.optim.Optimizer
+    if train.optimiser == "dot":
+        group = {"name": "all", "params": module.steered(), "factor": 1.0}
+        student = DOT([group], train.lr, train.momentum, train.momentum_gap, train.weight_decay)
+    else:
+        groups, betas = student_groups(module, train), (train.beta1, train.beta2)
+        student = torch.optim.AdamW(groups, lr=train.lr, betas=betas, fused=True)
     if module.temperature is None:
         return Optimisers(student, None)
     return Optimisers(student, torch.optim.SGD(module.temperature.parameters(), lr=temperature.lr))
@@ -71,16 +87,24 @@ def set_learning_rates(optimiser: torch.optim.Optimizer, config: TrainConfig, st
     return lr
 
 
-def clip(module: Distillation, train: TrainConfig, temperature: TemperatureConfig) -> float:
-    """Clip the student's global norm and the raw temperature's size apart; returns the student's norm before.
+def clip(
+    module: Distillation, train: TrainConfig, temperature: TemperatureConfig, handed_over: Sequence[Tensor] = ()
+) -> float:
+    """Clip the global norm of what the student's optimiser moves, and the raw temperature's size apart.
+
+    ``handed_over`` are gradients that the optimiser was given apart: they count and are scaled together with ``.grad``.
+    Returns the norm before.
 
     Raises:
         FloatingPointError: the norm is not finite, so that a step would spoil the weights.
     """
-    student = [p for p in module.student.parameters() if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(student, train.clip).item()
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"the norm of the gradient is {norm}: lower train.lr, or look at the batch")
+    steered = module.steered()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in steered if p.grad is not None] + list(handed_over))
+    if not math.isfinite(norm.item()):
+        raise FloatingPointError(f"the norm of the gradient is {norm.item()}: lower train.lr, or look at the batch")
+    torch.nn.utils.clip_grads_with_norm_(steered, train.clip, norm)
+    for gradient in handed_over:
+        gradient.mul_((train.clip / (norm + 1e-6)).clamp(max=1.0))
     if module.temperature is not None and module.temperature.raw.grad is not None:
         module.temperature.raw.grad.clamp_(-temperature.clip, temperature.clip)
-    return norm
+    return norm.item()

@@ -21,9 +21,17 @@ from asnn_goose.kernels.lif import lif_backend
 from asnn_goose.kernels.wkv7 import wkv7_backend
 from asnn_goose.models import Teacher, build_student, load_teacher, require_same_vocabulary
 from asnn_goose.models.teacher import load_tokenizer
+from asnn_goose.train.balance import BALANCERS
+from asnn_goose.train.capture import capture
+from asnn_goose.train.dot import DOT
 from asnn_goose.train.engine import Engine
+from asnn_goose.train.features import FeatureTerms, Shape, feature_terms
+from asnn_goose.train.objective import Distillation
 from asnn_goose.train.optimisers import Optimisers, build_optimisers, freeze
-from asnn_goose.train.step import Distillation, StepContext
+from asnn_goose.train.progress import watch
+from asnn_goose.train.step import StepContext
+from asnn_goose.train.teacher_targets import OnlineTargets, StoredTargets
+from asnn_goose.train.term_gradients import Balancer
 
 _log = logging.getLogger(__name__)
 
@@ -112,14 +120,25 @@ def prepare(experiment: Experiment) -> Setting:
     windows = TrainingWindows(
         text.shards["train"], data.window, train.batch_size, experiment.seed, engine.rank, engine.world_size
     )
-    torch.manual_seed(experiment.seed)
     total = train.total_steps(data.window)
+    width = experiment.student.width or teacher.hidden_size
+    shapes = Shape(experiment.student.layers, width), Shape(teacher.num_layers, teacher.hidden_size)
+    torch.manual_seed(experiment.seed)
+    features = feature_terms(experiment.distillation.losses, *shapes)
+    targets = teacher_targets(experiment, teacher, text, windows, total, features)
     # Not more than training will read: the baselines are fitted on exactly what the student saw.
     fit_tokens = min(experiment.student.fit_tokens, total * train.step_tokens(data.window))
     fit_BL = first_windows(text.shards["train"], data.window, experiment.seed, fit_tokens)
-    fit_BLE = fit_states(teacher, fit_BL) if experiment.student.init == "regression" else None
+    fit_BLE = None
+    if experiment.student.init == "regression":
+        if isinstance(targets, StoredTargets) and targets.store.k is None:
+            fit_BLE = targets.store.final(torch.tensor(windows.upcoming(len(fit_BL))))
+        else:
+            fit_BLE = fit_states(teacher, fit_BL)
+    # Again: students of one seed start alike, whatever projectors were drawn before them.
+    torch.manual_seed(experiment.seed)
     student = build_student(experiment.student, teacher, fit_BL, fit_BLE)
-    module = Distillation(student, experiment.distillation)
+    module = Distillation(student, experiment.distillation, features)
     freeze(module, train)
     optimisers = build_optimisers(module, train, experiment.distillation.temperature)
     wrapped, present = engine.setup(module, *optimisers.present())
@@ -132,9 +151,57 @@ def prepare(experiment: Experiment) -> Setting:
         windows=windows,
         module=module,
         optimisers=optimisers,
-        context=StepContext(engine, wrapped, teacher, experiment.distillation, total),
+        context=StepContext(
+            engine,
+            wrapped,
+            targets,
+            experiment.distillation,
+            total,
+            make_balancer(experiment),
+            optimisers.student.hand_over if isinstance(optimisers.student, DOT) else None,
+        ),
         fingerprint=fingerprint(experiment, resolved(experiment, engine, teacher, text)),
     )
+
+
+def teacher_targets(
+    experiment: Experiment,
+    teacher: Teacher,
+    text: Text,
+    windows: TrainingWindows,
+    total_steps: int,
+    features: FeatureTerms | None,
+) -> OnlineTargets | StoredTargets:
+    """Where a step learns what the teacher says; a store is filled for all the windows that the run will read."""
+    distillation, train = experiment.distillation, experiment.train
+    if distillation.targets == "online":
+        return OnlineTargets(teacher, features)
+    layers = () if features is None else features.teacher_layers()
+    bucket = distillation.losses.tail_bucket_kl
+    store = capture(
+        teacher,
+        text.shards["train"],
+        experiment.data.window,
+        windows.upcoming(total_steps * train.batch_size * train.accumulate * train.devices),
+        kind=distillation.targets,
+        layers=layers,
+        k=bucket.k if distillation.targets == "topk" and bucket is not None else None,
+        batch=EVALUATION_BATCH,
+        watch=lambda batches: watch(batches, "teacher, training text"),
+    )
+    return StoredTargets(teacher, store, layers)
+
+
+def make_balancer(experiment: Experiment) -> Balancer:
+    """The balancer of the configured mode, over the configured terms."""
+    balance = experiment.distillation.balance
+    options: dict[str, Any] = {
+        "gradient_norm": {key: getattr(balance, key) for key in ("ratio", "every", "decay", "low", "high")},
+        "gradnorm": {"lr": balance.lr, "strength": balance.strength},
+        "uncertainty": {"lr": balance.lr},
+        "pcgrad": {"seed": experiment.seed},
+    }.get(balance.mode, {})
+    return BALANCERS[balance.mode](experiment.distillation.losses.present(), **options)
 
 
 def resolved(experiment: Experiment, engine: Engine, teacher: Teacher, text: Text) -> dict[str, str]:

@@ -1,83 +1,21 @@
-"""One optimiser step of distillation: student and temperature against a frozen teacher.
+"""One optimiser step of distillation: student and temperature against a frozen teacher."""
 
-Shapes: B windows, L tokens, N predicted positions, C student channels, E teacher channels, V vocabulary.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from asnn_goose.config.schema import DistillationConfig
+from asnn_goose.config.distillation import DistillationConfig
+from asnn_goose.config.losses import TEMPERED
 from asnn_goose.data.loader import Batch
-from asnn_goose.kernels.linear_divergence import linear_divergence
 from asnn_goose.losses import combine
-from asnn_goose.models import GooseForCausalLM, Teacher
-from asnn_goose.schedules import LearnableTemperature, anchor_penalty, cosine_lambda
+from asnn_goose.schedules import anchor_penalty, cosine_lambda, ramp
+from asnn_goose.train.balance import GradNorm
 from asnn_goose.train.engine import Engine
-
-
-class Targets:
-    """What the teacher says of a batch: its last states [B, L, E] and its head [V, E].
-
-    A class of its own, since the engine would cast bare tensors to the student's dtype on their way into ``forward``.
-    """
-
-    def __init__(self, teacher: Teacher, input_ids: Tensor):
-        self.states_BLE, self.head_VE = teacher.states(input_ids), teacher.head_VE
-
-
-class Distillation(nn.Module):
-    """Everything that trains, in one module: the student, and the temperature if it is learned.
-
-    ``forward`` goes from tokens to the sums of the configured terms, so that the engine's autocast covers the student
-    and one implementation serves training and validation.
-    """
-
-    def __init__(self, student: GooseForCausalLM, config: DistillationConfig):
-        super().__init__()
-        self.student = student
-        self._narrow_head: Tensor | None = None
-        self.weights = {name: loss.weight for name, loss in config.losses.items()}
-        temperature = config.temperature
-        self.fixed_temperature = temperature.init
-        self.temperature = (
-            LearnableTemperature(temperature.init, temperature.low, temperature.high)
-            if temperature.mode == "learned"
-            else None
-        )
-
-    def head_VC(self) -> Tensor:
-        """The student's head in the dtype of its products; a frozen one is cast once."""
-        weight_VC = self.student.lm_head.weight
-        dtype = torch.bfloat16 if torch.is_autocast_enabled(weight_VC.device.type) else weight_VC.dtype
-        if weight_VC.requires_grad or dtype == weight_VC.dtype:
-            return weight_VC.to(dtype)
-        if self._narrow_head is None:
-            self._narrow_head = weight_VC.detach().to(dtype)
-        return self._narrow_head
-
-    def states(self, input_ids: Tensor) -> Tensor:
-        """The student's states [B, L, E] in front of its head."""
-        last_BLC = self.student.model(input_ids).last_hidden_state
-        return last_BLC if self.student.narrow is None else self.student.narrow(last_BLC)
-
-    def forward(self, input_ids: Tensor, mask: Tensor, targets: Targets, lam: float):
-        """(name -> sum in nats, adversarial temperature, plain temperature) over the predicted positions."""
-        adversarial, plain = (self.fixed_temperature,) * 2 if self.temperature is None else self.temperature(lam)
-        sums, _ = linear_divergence(
-            self.states(input_ids)[:, :-1].flatten(0, 1),
-            self.head_VC(),
-            targets.states_BLE[:, :-1].flatten(0, 1),
-            targets.head_VE,
-            targets_N=input_ids[:, 1:].flatten(),
-            weights=self.weights,
-            temperature=adversarial,
-            mask=mask[:, 1:].flatten(),
-        )
-        return sums, adversarial, plain
+from asnn_goose.train.teacher_targets import Targets
+from asnn_goose.train.term_gradients import Balancer, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -86,16 +24,32 @@ class StepContext:
 
     engine: Engine
     module: Any
-    """:class:`Distillation` as the engine wraps it."""
-    teacher: Teacher
+    """:class:`~asnn_goose.train.objective.Distillation` as the engine wraps it."""
+    targets: Callable[[Batch], Targets]
     config: DistillationConfig
     total_steps: int
+    balancer: Balancer
+    hand_over: Callable[[list[Tensor | None]], None] | None = None
+    """For an optimiser that wants the gradient of all terms but ce apart: where to, in the order of
+    ``Distillation.steered()``. ``.grad`` then holds that of ce alone."""
 
     def lam(self, step: int) -> float:
         """Strength of the temperature's adversary at an optimiser step."""
         temperature = self.config.temperature
         start, end = temperature.lambda_start * self.total_steps, temperature.lambda_end * self.total_steps
         return temperature.lambda_max * cosine_lambda(step, start, end)
+
+    def weights(self, step: int) -> dict[str, float]:
+        """Name -> configured weight at an optimiser step."""
+        weights, x = {}, step / self.total_steps
+        for name, term in self.config.losses.present().items():
+            way = term.ramp
+            weights[name] = (
+                term.weight
+                if way is None
+                else ramp((x - way.begin) / (way.end - way.begin), way.start, term.weight, way.shape)
+            )
+        return weights
 
 
 def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: int) -> dict[str, float]:
@@ -105,35 +59,104 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
     gradients over processes, so the loss is multiplied by their number. The anchor is one number per step, not per
     token, and is spread evenly over the micro-batches.
     """
-    engine, module = context.engine, context.module
-    temperature = context.config.temperature
-    lam = context.lam(step)
+    engine, module, balancer = context.engine, context.module, context.balancer
+    lam, weights = context.lam(step), context.weights(step)
+    factors = balancer.weights()
+    apart = context.hand_over is not None or balancer.needs_gradients(step)
+    applied = weights if apart else {name: weight * factors[name] for name, weight in weights.items()}
     count = engine.sum(float(sum(int(batch.mask[:, 1:].sum()) for batch in batches)))
     metrics: dict[str, float] = {}
     slopes: list[Tensor] = []
+    plain = None
+    trained = [p for p in module.parameters() if p.requires_grad]
+    gradients: dict[str, list[Tensor | None]] = {name: [None] * len(trained) for name in weights}
     for index, batch in enumerate(batches):
         ids, mask = batch.input_ids.to(engine.device), batch.mask.to(engine.device)
-        targets = Targets(context.teacher, ids)
+        targets = context.targets(batch)
         with engine.no_sync(module, enabled=index < len(batches) - 1):
-            sums, adversarial, plain = module(ids, mask, targets, lam)
-            total, parts = combine(sums, module.weights, count)
+            sums, adversarial, plain = module(ids, mask, targets, lam, applied, apart=apart)
+            total, parts = combine(sums, applied, count)
             if module.temperature is not None:
-                # Only the distillation term reaches the adversarial T: w dL_KD/dT, before the reversal.
-                adversarial.register_hook(slopes.append)
-                anchor = temperature.init if temperature.anchor is None else temperature.anchor
-                penalty = anchor_penalty(plain, anchor, temperature.anchor_weight) / (len(batches) * engine.world_size)
+                # Only the distillation terms reach the adversarial T: sum of w dL/dT, before the reversal.
+                adversarial.register_hook(lambda slope: None if slope is None else slopes.append(slope))
+                penalty = _anchor(context, plain) / (len(batches) * engine.world_size)
                 parts["loss_anchor"] = penalty.item()
                 total = total + penalty
-            engine.backward(total * engine.world_size)
+                if apart:
+                    engine.backward(penalty)
+            if apart:
+                _add_gradients(gradients, {n: w * sums[n] / max(1.0, count) for n, w in weights.items()}, trained)
+            else:
+                engine.backward(total * engine.world_size)
         for name, value in parts.items():
             metrics[name] = metrics.get(name, 0.0) + value
     metrics = {name: engine.sum(value) for name, value in metrics.items()}
-    metrics |= {f"weight_{name}": weight for name, weight in module.weights.items()}
+    losses = {name: weights[name] * metrics[f"loss_{name}_raw"] for name in weights}
+    if apart:
+        factors = _bring_together(context, gradients, losses, trained, step)
+    else:
+        balancer.observe(losses)
+    # The shares of progress are measured from where learning rate and weights have warmed up.
+    warm = step >= context.config.balance.start * context.total_steps
+    if warm and isinstance(balancer, GradNorm) and not balancer.needs_gradients(step):
+        balancer.record_start(losses)
+    for name, weight in weights.items():
+        metrics[f"weight_{name}"] = weight * factors[name]
+        metrics[f"loss_{name}_weighted"] = weight * factors[name] * metrics[f"loss_{name}_raw"]
+    metrics["loss_total"] = sum(metrics[f"loss_{name}_weighted"] for name in weights)
     metrics["valid_tokens"] = count
     metrics["temperature"] = module.fixed_temperature
-    if module.temperature is not None:
+    if module.temperature is not None and plain is not None:
         slope = engine.sum(sum(slope.item() for slope in slopes)) / engine.world_size
+        tempered = sum(weight for name, weight in applied.items() if name in TEMPERED)
         metrics["temperature"] = plain.item()
         metrics["temperature_lambda"] = lam
-        metrics["temperature_gradient"] = slope / module.weights["forward_kl"]
+        metrics["temperature_gradient"] = slope / tempered if tempered else 0.0
     return metrics
+
+
+def _anchor(context: StepContext, temperature: Tensor) -> Tensor:
+    config = context.config.temperature
+    anchor = config.init if config.anchor is None else config.anchor
+    return anchor_penalty(temperature, anchor, config.anchor_weight)
+
+
+def _add_gradients(
+    gradients: Mapping[str, list[Tensor | None]], losses: Mapping[str, Tensor], trained: Sequence[nn.Parameter]
+) -> None:
+    """Add each loss's own gradient to its list: one backward pass through the student per loss."""
+    for number, (name, loss) in enumerate(losses.items(), 1):
+        found = torch.autograd.grad(loss, trained, retain_graph=number < len(losses), allow_unused=True)
+        for index, new in enumerate(found):
+            old = gradients[name][index]
+            gradients[name][index] = old if new is None else new if old is None else old + new
+
+
+def _bring_together(
+    context: StepContext,
+    gradients: Mapping[str, list[Tensor | None]],
+    losses: Mapping[str, float],
+    trained: Sequence[nn.Parameter],
+    step: int,
+) -> dict[str, float]:
+    """Write the update's gradient from the terms' own; returns the factors that were applied.
+
+    The terms are compared on the student's parameters, which they share; the gradient of a projector or of the
+    temperature gets the same factors.
+    """
+    index = {id(p): i for i, p in enumerate(trained)}
+    shared = [index[id(p)] for p in context.module.student.parameters() if p.requires_grad]
+    common = {name: [parts[i] for i in shared] for name, parts in gradients.items()}
+    factors = context.balancer.factors(step, common, losses)
+    apart = () if context.hand_over is None else tuple(name for name in gradients if name != "ce")
+    total = weighted_sum({name: parts for name, parts in gradients.items() if name not in apart}, factors)
+    if context.hand_over is not None:
+        others = weighted_sum({name: gradients[name] for name in apart}, factors)
+        context.hand_over([others[index[id(p)]] for p in context.module.steered()])
+        # The temperature has an optimiser of its own, which takes one gradient.
+        for i in set(index.values()) - {index[id(p)] for p in context.module.steered()}:
+            total[i] = others[i]
+    for parameter, gradient in zip(trained, total, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return factors

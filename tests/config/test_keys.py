@@ -14,16 +14,21 @@ class Inner(BaseModel):
     folder: Path | None = None
 
 
+class Terms(BaseModel):
+    a: Inner | None = None
+    b: Inner
+
+
 class Outer(BaseModel):
     inner: Inner
-    terms: dict[Literal["a", "b"], Inner]
+    terms: Terms
     mode: Literal["on", "off"]
     scale: PositiveFloat | None
     flag: bool
     sizes: list[int]
 
 
-def test_keys_are_the_leaves_with_one_branch_per_name_of_a_mapping():
+def test_keys_are_the_leaves_also_of_branches_that_may_be_null():
     assert list(keys(Outer)) == [
         "inner.rate",
         "inner.folder",

@@ -1,6 +1,7 @@
 """Groups, inheritance and flags; the dump and the delta."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def test_groups_named_by_a_string_come_from_their_files(root: Path):
     assert (base.version, base.parent, base.question, base.change) == ("base", None, "q", "c.")
     assert (base.teacher.name, base.student.layers, base.data.window) == ("tiny", 2, 8)
     assert (base.train.scale, base.train.tokens, base.train.batch_size) == ("smoke", 64, 2)
-    assert {name: loss.weight for name, loss in base.distillation.losses.items()} == {"ce": 0.3, "forward_kl": 0.7}
+    losses = base.distillation.losses.present()
+    assert {name: loss.weight for name, loss in losses.items()} == {"ce": 0.3, "forward_kl": 0.7}
 
 
 def test_a_mapping_merges_deeply_over_the_parent(root: Path):
@@ -113,8 +115,8 @@ def test_flags_come_last_and_are_reported(root: Path):
     }
     experiment = invocation.experiment
     assert (experiment.train.lr, experiment.seed, experiment.train.tokens) == (0.25, 4, 4096)
-    assert experiment.distillation.losses["ce"].weight == 0
-    assert experiment.distillation.losses["forward_kl"].weight == 0.7
+    losses = experiment.distillation.losses.present()
+    assert {name: term.weight for name, term in losses.items()} == {"ce": 0, "forward_kl": 0.7}
     assert (invocation.scale, invocation.dry_run, invocation.resume, invocation.run_dir) == ("cpu", False, None, None)
 
 
@@ -219,7 +221,18 @@ def test_question_and_change_are_not_inherited(tmp_path: Path):
 
 # Keys that another one constrains: a random value of one alone would be refused for the sake of the other.
 TEMPERATURE = ("mode", "init", "low", "high", "anchor", "lambda_start", "lambda_end")
-CONSTRAINED = {"data.source", "data.path"} | {f"distillation.temperature.{name}" for name in TEMPERATURE}
+CONSTRAINED = {"data.source", "data.path", "distillation.targets"}
+CONSTRAINED |= {f"distillation.temperature.{name}" for name in TEMPERATURE}
+CONSTRAINED |= {"distillation.balance.mode", "distillation.balance.low", "distillation.balance.high"}
+CONSTRAINED |= {"train.optimiser", "train.devices"}
+CONSTRAINED |= {key for key in settable() if key.endswith((".ramp.begin", ".ramp.end")) or "_relation." in key}
+
+
+def needed(overrides: Iterable[str]) -> dict[str, float]:
+    """What the branches that the overrides reach into cannot do without."""
+    terms = {tuple(key.split(".")[:3]) for key in overrides if key.startswith("distillation.losses.")}
+    ramps = {key.rpartition(".")[0] for key in overrides if ".ramp." in key}
+    return {".".join((*term, "weight")): 0.5 for term in terms} | {f"{ramp}.start": 0.25 for ramp in ramps}
 
 
 def values_of(annotation: Any) -> st.SearchStrategy[Any]:
@@ -233,11 +246,11 @@ def test_any_overrides_survive_dump_and_command_line(root: Path, data: st.DataOb
     free = {path: key for path, key in settable().items() if path not in CONSTRAINED}
     chosen = data.draw(st.sets(st.sampled_from(sorted(free)), min_size=1, max_size=6))
     overrides = {path: data.draw(values_of(free[path].annotation), label=path) for path in chosen}
-    positive = {"distillation.losses.ce.weight": 0.5} if "distillation.losses.ce.weight" in overrides else {}
-    invocation = load_experiment("base", ["--scale=smoke", *as_arguments(overrides | positive)], root)
-    assert invocation.overrides == overrides | positive
+    overrides |= needed(overrides)
+    invocation = load_experiment("base", ["--scale=smoke", *as_arguments(overrides)], root)
+    assert invocation.overrides == overrides
     given_values = flatten(invocation.experiment.model_dump())
-    assert {path: given_values[path] for path in overrides | positive} == overrides | positive
+    assert {path: given_values[path] for path in overrides} == overrides
     assert load_dump(dump(invocation.experiment)) == invocation.experiment
     again = load_experiment("base", ["--scale=smoke", *as_arguments(invocation.overrides)], root)
     assert again == invocation

@@ -100,6 +100,37 @@ def test_a_restored_position_reads_on(length, batch_size, steps, seed, other_bat
     assert read == _order(shard, steps * batch_size + len(read), seed)[steps * batch_size :]
 
 
+def test_a_batch_says_which_windows_it_holds():
+    shard = _shard(40)
+    windows = TrainingWindows(shard, 3, batch_size=4, seed=3)
+    for _ in range(5):
+        batch = next(windows)
+        assert batch.windows is not None and batch.windows.dtype == torch.int64
+        assert [shard.tokens[3 * w : 3 * w + 3].tolist() for w in batch.windows.tolist()] == _windows(batch)
+
+
+@settings(deadline=None)
+@given(
+    length=st.integers(3, 60),
+    before=st.integers(0, 8),
+    count=st.integers(0, 100),
+    world_size=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
+def test_upcoming_windows_are_those_that_all_ranks_then_read(length, before, count, world_size, seed):
+    shard = _shard(length)
+    ranks = [TrainingWindows(shard, 3, 2, seed, rank, world_size) for rank in range(world_size)]
+    for rank in ranks:
+        for _ in range(before):
+            next(rank)
+    upcoming = [rank.upcoming(count) for rank in ranks]
+    state = ranks[0].state_dict()
+    numbers = [next(rank).windows for _ in range(count) for rank in ranks]
+    read = [w for batch in numbers if batch is not None for w in batch.tolist()][:count]
+    assert all(found == list(dict.fromkeys(read)) for found in upcoming)
+    assert set(state) == {"epoch", "index"} and all(0 <= w < length // 3 for w in upcoming[0])
+
+
 def test_text_shorter_than_a_window_says_what_to_change():
     with pytest.raises(UserError, match=r"5 tokens, less than one window of 6: lower data\.window or give more text"):
         TrainingWindows(_shard(2, 3), 6, 1, 0)

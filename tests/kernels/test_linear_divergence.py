@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asnn_goose.kernels.linear_divergence import ce_rows, forward_kl_rows, linear_divergence
-from asnn_goose.kernels.linear_divergence.tiled import TILE
+from asnn_goose.kernels.linear_divergence.tiles import TILE
 
 BACKENDS = ("reference", "tiled")
 """The forms that take float64."""
@@ -90,7 +90,7 @@ def test_values_and_gradients_equal_the_formulas(weights: dict[str, float], T: f
     assert grad_T.item() == pytest.approx(slope, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("N", [1, TILE - 1, TILE, TILE + 1, 2 * TILE + 44])
+@pytest.mark.parametrize("N", [1, TILE - 1, TILE, TILE + 1, 2 * TILE + 4])
 def test_tiles_equal_the_reference(N: int):
     parts = problem(N, V=257)
     wanted, wanted_grads = with_gradients(parts, backend="reference")
@@ -148,7 +148,8 @@ def test_the_table_of_three_logits():
     for T, value in ((1, 0.2394013611), (2, 0.2304818042), (5, 0.2119025995), (1000, 0.1945400862)):
         sums, count = linear_divergence(s.double(), one.double(), t.double(), one.double(), temperature=float(T))
         assert count == 1
-        assert sums["forward_kl"].item() == pytest.approx(value, abs=1e-10)
+        # The table's digits, and log-probabilities rounded by 2^-53 that T^2 multiplies.
+        assert sums["forward_kl"].item() == pytest.approx(value, abs=max(1e-10, T**2 * 2**-52))
 
 
 @pytest.mark.parametrize("backend", ALL)
@@ -247,7 +248,7 @@ def test_shifts_and_the_order_of_the_vocabulary_do_not_matter(shift, teacher_shi
 
 def test_the_native_form_equals_the_reference_of_wide_rows():
     """Rows of several blocks with a ragged end, logits far apart, and two tiles."""
-    parts = problem(2 * TILE + 3, V=2500)
+    parts = problem(TILE + 3, V=2500)
     for head in (parts[1], parts[3]):
         head.mul_(8.0)
     wanted, wanted_grads = with_gradients(parts, backend="reference")
@@ -295,10 +296,10 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("backend", "rows"), [("tiled", TILE), ("native", 2 * TILE), ("reference", 3 * TILE)])
+@pytest.mark.parametrize(("backend", "rows"), [("tiled", TILE), ("native", TILE), ("reference", 2 * TILE)])
 def test_the_tiled_form_never_holds_all_logits(backend: str, rows: int):
     with LargestTensor() as largest:
-        with_gradients(problem(3 * TILE, V=1000, dtype=torch.float32), backend=backend)
+        with_gradients(problem(2 * TILE, V=1000, dtype=torch.float32), backend=backend)
     assert largest.elements == rows * 1000
 
 

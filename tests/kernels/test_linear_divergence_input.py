@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from asnn_goose.kernels.linear_divergence import linear_divergence
+from asnn_goose.kernels.linear_divergence.tail import NODES
 
 BACKENDS = ("reference", "tiled")
 BOTH = {"ce": 0.3, "forward_kl": 0.7}
@@ -27,8 +28,8 @@ PARTS: dict[str, Any] = {
         ({"weights": {}}, r"name some of .*, not \[\]"),
         ({"targets_N": None, "weights": BOTH}, "divergence ce needs targets_N"),
         ({"teacher_weight_VE": torch.zeros(12, 4)}, "heads of 11 and 12 tokens cannot be compared"),
-        ({"teacher_hidden_NE": torch.zeros(7, 4)}, r"hidden \(6, 5\) and teacher hidden \(7, 4\) .* same rows"),
-        ({"hidden_ND": torch.zeros(2, 3, 5)}, r"hidden \(2, 3, 5\) and .* must be matrices"),
+        ({"teacher_hidden_NE": torch.zeros(7, 4)}, r"teacher hidden must be a matrix of 6 rows, .* not \(7, 4\)"),
+        ({"hidden_ND": torch.zeros(2, 3, 5)}, r"hidden must be a matrix .* not \(2, 3, 5\)"),
         ({"targets_N": torch.zeros(5, dtype=torch.int64)}, r"one token id for each of 6 rows, not \(5,\)"),
         ({"mask": torch.ones(5, dtype=torch.bool)}, r"one bool for each of 6 rows, not \(5,\) of torch.bool"),
         ({"mask": torch.ones(6, dtype=torch.int64)}, r"one bool for each of 6 rows, not \(6,\) of torch.int64"),
@@ -45,16 +46,65 @@ def test_bad_input_is_told_in_one_sentence(changes: dict[str, Any], message: str
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="must be auto, native, tiled, reference, not 'triton'"):
-        linear_divergence(**PARTS, backend="triton")
+    with pytest.raises(ValueError, match="must be auto, native, triton, tiled, reference, not 'cuda'"):
+        linear_divergence(**PARTS, backend="cuda")
 
 
+@pytest.mark.parametrize("wrong", [-100, 11])
+def test_a_token_outside_the_vocabulary_is_refused_where_its_row_counts(wrong: int):
+    targets = torch.tensor([0, 1, wrong, 2, 3, 4])
+    arguments: dict[str, Any] = {**PARTS, "targets_N": targets, "weights": {"ce": 1.0}}
+    message = f"targets_N holds the token {wrong}, outside a vocabulary of 11: mask its row"
+    with pytest.raises(ValueError, match=message):
+        linear_divergence(**arguments)
+    sums, count = linear_divergence(**arguments, mask=torch.arange(6) != 2)
+    assert count == 5 and sums["ce"].item() == pytest.approx(5 * math.log(11))
+    stored = (targets[:, None], torch.zeros(6, 1), torch.zeros(6, len(NODES)))
+    with pytest.raises(ValueError, match=f"teacher_topk holds the token {wrong}, outside a vocabulary of 11"):
+        linear_divergence(torch.zeros(6, 5), torch.zeros(11, 5), teacher_topk=stored, weights={"tail_bucket_kl": 1.0})
+
+
+STORED: dict[str, Any] = {
+    **{name: value for name, value in PARTS.items() if not name.startswith("teacher")},
+    "teacher_topk": (torch.arange(18).view(6, 3) % 11, torch.full((6, 3), -2.0), torch.full((6, len(NODES)), -1.0)),
+    "weights": {"tail_bucket_kl": 1.0},
+}
+
+
+def changed(place: int, part: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The stored teacher with ids (0), log-probabilities (1) or tail (2) of another kind."""
+    stored = list(STORED["teacher_topk"])
+    stored[place] = part
+    return tuple(stored)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher_hidden_NE": torch.zeros(6, 4)}, "as teacher_hidden_NE with teacher_weight_VE, or as teacher_topk"),
+        ({"teacher_weight_VE": torch.zeros(11, 4)}, "give the teacher either as"),
+        ({"teacher_topk": None}, "give the teacher either as"),
+        ({"teacher_topk": None, "teacher_hidden_NE": torch.zeros(6, 4)}, "give the teacher either as"),
+        (
+            {"weights": {"tail_bucket_kl": 1.0, "forward_kl": 1.0, "tcs": 1.0}},
+            "teacher_topk serves ce and tail_bucket_kl, not forward_kl, tcs",
+        ),
+        ({"options": {"tail_bucket_kl": {"k": 4}}}, "tail_bucket_kl.k is 4, but teacher_topk holds 3 tokens per row"),
+        ({"teacher_topk": changed(0, torch.zeros(6, 3))}, r"int64 ids .* \(6, K\), not torch.float32 \(6, 3\)"),
+        ({"teacher_topk": changed(1, torch.zeros(6, 2))}, r"of one shape .* not torch.int64 \(6, 3\) and \(6, 2\)"),
+        ({"teacher_topk": changed(2, torch.zeros(6, 2))}, r"at the 7 nodes for each of 6 rows, not \(6, 2\)"),
+        ({"temperature": 5.01}, "serves temperatures from 1 to 5, not 5.01"),
+    ],
+)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_target_outside_the_vocabulary_is_refused(backend: str):
-    for wrong in (-100, 11):
-        arguments: dict[str, Any] = {**PARTS, "targets_N": torch.tensor([0, 1, wrong, 2, 3, 4]), "weights": {"ce": 1.0}}
-        with pytest.raises(RuntimeError, match=f"index {wrong} is out of bounds"):
-            linear_divergence(**arguments, backend=backend)
+def test_an_unfitting_stored_teacher_is_told_in_one_sentence(changes: dict[str, Any], message: str, backend: str):
+    with pytest.raises(ValueError, match=message) as told:
+        linear_divergence(**{**STORED, "backend": backend, **changes})
+    assert "\n" not in str(told.value)
+
+
+def test_a_stored_teacher_takes_its_own_k():
+    linear_divergence(**STORED, options={"tail_bucket_kl": {"k": 3}})
 
 
 def test_the_native_form_refuses_float64():
@@ -66,5 +116,7 @@ def test_the_native_form_refuses_float64():
 def test_the_native_form_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match=r"backend native knows ce and forward_kl, not \['reverse_kl'\]"):
         linear_divergence(**PARTS, weights={"reverse_kl": 1.0}, backend="native")
+    with pytest.raises(ValueError, match="backend triton runs on cuda, not on cpu"):
+        linear_divergence(**PARTS, backend="triton")
     with pytest.raises(ValueError, match=r"options name \['tcs'\], which have no weight"):
         linear_divergence(**PARTS, options={"tcs": {"k": 3}})

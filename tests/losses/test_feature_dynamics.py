@@ -6,12 +6,12 @@ from softmax_oracle import float64
 from torch import Tensor
 
 from asnn_goose.losses.feature_dynamics import (
-    TILE,
     detached_readout,
     dynamics_rows,
     feature_dynamics,
     raw_dynamics_cka,
 )
+from asnn_goose.losses.tiles import TILE
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor
 from asnn_goose.losses.relation import (
     info_nce,
     minilmv2,
-    refuse_attention_terms,
     relation_kl,
     rkd_angle,
     rkd_distance,
@@ -135,10 +134,6 @@ def test_info_nce_finds_its_own():
         (lambda: relation_kl(normal(1, 3, 6), normal(1, 3, 4), 0), "0 relation heads do not divide"),
         (lambda: relation_kl(normal(1, 3, 6), normal(1, 4, 6), 2), "cannot be related"),
         (lambda: relation_kl(normal(1, 3, 6), normal(1, 3, 6), 2, block=0), "block must be at least 1 token, not 0"),
-        (
-            lambda: refuse_attention_terms("tinybert_attention"),
-            "an RWKV student has none: use minilm_value or minilmv2",
-        ),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(call, message: str):

@@ -126,6 +126,20 @@ def test_only_the_layers_asked_for_are_kept_and_no_hook_stays():
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in teacher.model.modules())
 
 
+def test_states_and_layers_come_from_one_pass():
+    teacher = _teacher(_llama())
+    passes = []
+    hook = teacher.model.model.register_forward_hook(lambda *_: passes.append(1))
+    last, layers = teacher.states_and_layers(_ids(), (0, 3))
+    hook.remove()
+    assert len(passes) == 1
+    assert torch.equal(last, teacher.states(_ids()))
+    expected = teacher(_ids(), (0, 3)).hidden
+    assert layers.keys() == {0, 3} and all(torch.equal(layers[layer], expected[layer]) for layer in layers)
+    with pytest.raises(UserError, match="no layer 4"):
+        teacher.states_and_layers(_ids(), (4,))
+
+
 @pytest.mark.parametrize("layer", [-1, 4])
 def test_a_layer_that_is_not_there_is_refused(layer):
     with pytest.raises(UserError, match=f"no layer {layer}: choose 0 .* to 3"):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from asnn_goose.config.schema import TemperatureConfig
+from asnn_goose.config.distillation import TemperatureConfig
 from asnn_goose.reporting.alarms import find_alarms, spike_alarms, temperature_alarms
 
 CONFIG = TemperatureConfig(mode="learned", init=2.0, low=1.0, high=5.0)
@@ -87,3 +87,19 @@ def test_all_sources_come_together_once(make_result, make_experiment):
 def test_controls_without_spikes_ring_no_spike_alarm(make_result, make_experiment):
     dense = make_experiment({"student.neuron.kind": "dense"})
     assert find_alarms(make_result({"alarms": (), "spikes.operand_fraction": 0.0}), [], dense) == []
+
+
+def test_a_biased_objective_and_steps_left_out_are_told(make_experiment, make_result):
+    plain, biased = make_experiment(), make_experiment({"distillation.losses.tcs": {"weight": 0.5, "k": 100}})
+    told = find_alarms(make_result(), [{"step": 3, "skipped_steps": 2}], plain)
+    assert "2 optimiser steps were left out: their loss or gradient was not finite." in told
+    assert not any("biased" in alarm for alarm in told)
+    told = find_alarms(make_result(), [], biased)
+    assert any(alarm.startswith("The objective is biased: tcs renormalises both sides") for alarm in told)
+
+
+def test_a_temperature_learned_from_a_cut_divergence_is_told(make_experiment, make_result):
+    cut = {"distillation.losses.tail_bucket_kl": {"weight": 0.5, "k": 37}}
+    learned, fixed = ({**cut, "distillation.temperature.mode": mode} for mode in ("learned", "fixed"))
+    told = [find_alarms(make_result(), [], make_experiment(changes)) for changes in (learned, fixed)]
+    assert ["is learned from tail_bucket_kl" in " ".join(alarms) for alarms in told] == [True, False]

@@ -1,4 +1,4 @@
-"""Signs, sizes and limits of the learnable temperature; printed numbers come from TECHNIQUES 2.2, 2.4 and 2.5.
+"""Signs, sizes and limits of the learnable temperature; printed numbers are of worked examples.
 
 Those of 2.4 hold for T = exp(theta). ``LogTwin`` is that form, put together from the parts under test.
 """

@@ -1,4 +1,4 @@
-"""warmup_cosine against its closed form and the properties that a schedule must have."""
+"""warmup_cosine and ramp against their closed forms and the properties that a schedule must have."""
 
 import math
 
@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asnn_goose.schedules import warmup_cosine
+from asnn_goose.schedules import ramp, warmup_cosine
 
 
 def test_rise_of_a_run_of_1557_updates():
-    """155 of 1,557 updates warm up (TECHNIQUES 13.3); the first one already moves the weights."""
+    """155 of 1,557 updates warm up; the first one already moves the weights."""
     total, warmup = 1557, 155 / 1557
     assert warmup_cosine(0, total, warmup, 0.1) == pytest.approx(1 / 155)
     for step in (0, 1, 77, 153):
@@ -49,3 +49,23 @@ def test_every_update_of_a_run_has_a_rate_within_the_peak(total: int, warmup: fl
     if step + 1 >= warmup * total:
         # After the rise it only falls, down to end.
         assert end - 1e-12 <= warmup_cosine(step + 1, total, warmup, end) <= factor + 1e-12
+
+
+def test_a_weight_that_warms_up():
+    """0.1 to 0.7 over the first fifth of a run."""
+    shares = (0.0, 0.04, 0.05, 0.1, 0.15, 0.2, 0.9)
+    found = [ramp(x / 0.2, 0.1, 0.7) for x in shares]
+    assert found == pytest.approx([0.1, 0.22, 0.25, 0.4, 0.55, 0.7, 0.7], abs=1e-12)
+
+
+def test_a_phase_in_the_middle_of_a_run():
+    """0 to 0.1 between 30 % and 60 % of 24,914 steps: 0.067242 at step 12,500."""
+    assert ramp((12_500 / 24_914 - 0.3) / 0.3, 0.0, 0.1) == pytest.approx(0.067242, abs=1e-6)
+
+
+@given(x=st.floats(-2, 3), start=st.floats(0, 5), end=st.floats(0, 5), shape=st.sampled_from(["linear", "cosine"]))
+def test_a_ramp_stays_between_its_ends_and_is_symmetric(x: float, start: float, end: float, shape):
+    value = ramp(x, start, end, shape)
+    assert min(start, end) - 1e-12 <= value <= max(start, end) + 1e-12
+    assert value + ramp(1 - x, start, end, shape) == pytest.approx(start + end, abs=1e-9)
+    assert (ramp(-1, start, end, shape), ramp(2, start, end, shape)) == pytest.approx((start, end))

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from asnn_goose.config import Experiment, dump
+from asnn_goose.data.loader import Batch
 from asnn_goose.evaluation.perplexity import Comparison
 from asnn_goose.reporting import RunFolder, collect_provenance
 from asnn_goose.train import checkpoint
@@ -57,9 +59,48 @@ def go_on() -> Callable[..., Session]:
     def gone_on(experiment: Experiment, path: Path) -> Session:
         setting, folder = prepare(experiment), RunFolder.open(path)
         progress = checkpoint.load(
-            folder.checkpoints, setting.module, setting.optimisers.present(), setting.windows, setting.fingerprint
-        )
+            folder.checkpoints, setting.module, setting.optimisers.present(), setting.windows,
+            setting.context.balancer, setting.fingerprint,
+        )  # fmt: skip
         folder.resume(progress.step)
         return Session(setting, folder, progress, Recorder(folder, _no_tracker()))
 
     return gone_on
+
+
+DENSE = {"student__neuron__kind": "dense", "student__hidden_neuron__kind": "dense"}
+LENGTHS = (16, 9, 2, 13)
+"""Real tokens of the four ragged windows."""
+
+
+@pytest.fixture
+def moved(tiny_experiment) -> Callable[..., Setting]:
+    """A setting whose student has left its start, where most gradients are 0, for a fixed point of its own.
+
+    Its neurons are dense: a product of other shape rounds otherwise, and a spike that flips on it would hide what is
+    compared.
+    """
+
+    def built(version: str = "v11_1", **changes) -> Setting:
+        setting = prepare(tiny_experiment(version, **(DENSE | changes)))
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in setting.module.student.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+        return setting
+
+    return built
+
+
+@pytest.fixture
+def ragged() -> Callable[[Setting], Batch]:
+    """Four windows of training text, cut to LENGTHS and padded."""
+
+    def cut(setting: Setting) -> Batch:
+        windows = setting.text.shards["train"].tokens[: 4 * 16].reshape(4, 16)
+        ids_BL = torch.tensor(windows.astype("int64"))
+        mask_BL = torch.arange(16)[None] < torch.tensor(LENGTHS)[:, None]
+        return Batch(ids_BL.where(mask_BL, 0), mask_BL)
+
+    return cut

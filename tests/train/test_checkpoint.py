@@ -23,6 +23,7 @@ def save(session, fingerprint: str | None = None):
         setting.module,
         setting.optimisers.present(),
         setting.windows,
+        setting.context.balancer,
         session.progress,
         fingerprint or setting.fingerprint,
     )
@@ -35,6 +36,7 @@ def load(session, fingerprint: str | None = None):
         setting.module,
         setting.optimisers.present(),
         setting.windows,
+        setting.context.balancer,
         fingerprint or setting.fingerprint,
     )
 

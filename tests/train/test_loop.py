@@ -61,6 +61,7 @@ def assert_same(one, other) -> None:
     for ours, theirs in pairs:
         assert same(ours.state_dict(), theirs.state_dict())
     assert one.setting.windows.state_dict() == other.setting.windows.state_dict()
+    assert one.setting.context.balancer.state_dict() == other.setting.context.balancer.state_dict()
     assert (one.progress.step, one.progress.tokens) == (other.progress.step, other.progress.tokens)
     assert torch.equal(torch.get_rng_state(), torch.get_rng_state())
     assert metrics_of(one) == metrics_of(other)
@@ -92,6 +93,29 @@ def test_resumed_equals_uninterrupted(start, go_on, tiny_experiment, stop):
     assert abs(straight.setting.module.temperature()[1].item() - 3.0) > 0.01
     assert (resumed.seen is None) == (stop == 6) and straight.seen is not None
     assert results_of(resumed) == results_of(straight)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"distillation__balance__mode": "gradient_norm", "distillation__balance__every": 2},
+        {"distillation__balance__mode": "gradnorm"},
+        {"distillation__balance__mode": "uncertainty"},
+        {"distillation__balance__mode": "pcgrad"},
+        {"train__optimiser": "dot", "train__lr": 1e-3},
+        {"distillation": "random_sampling", "distillation__temperature__mode": "fixed"},
+        {"distillation": "hidden", "distillation__losses__hidden__ramp__start": 0.0},
+    ],
+    ids=lambda changes: " ".join(str(value) for value in changes.values()),
+)
+def test_what_an_objective_keeps_is_taken_up_again(start, go_on, tiny_experiment, changes):
+    """Moving averages, learned weights, momenta, projectors, and the draws of a sample."""
+    experiment = tiny_experiment(train__steps=6, **changes)
+    straight = start(experiment).train()
+    broken = start(experiment, stopping_at(3))
+    with pytest.raises(Interrupted):
+        broken.train()
+    assert_same(go_on(experiment, broken.folder.path).train(), straight)
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(start, go_on, tiny_experiment):

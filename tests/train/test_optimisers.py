@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asnn_goose.config.schema import TemperatureConfig, TrainConfig
+from asnn_goose.config.distillation import TemperatureConfig
+from asnn_goose.config.schema import TrainConfig
 from asnn_goose.train.optimisers import clip, set_learning_rates
 from asnn_goose.train.setting import Setting, prepare
 from asnn_goose.train.step import accumulate_gradients

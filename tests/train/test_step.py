@@ -13,47 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asnn_goose.data.loader import Batch
-from asnn_goose.train.setting import Setting, prepare
-from asnn_goose.train.step import Distillation, StepContext, Targets, accumulate_gradients
+from asnn_goose.train.objective import Distillation
+from asnn_goose.train.setting import Setting
+from asnn_goose.train.step import StepContext, accumulate_gradients
+from asnn_goose.train.teacher_targets import Targets
 
 W_CE, W_KD = 0.3, 0.7
 PLAIN = {
-    "student__neuron__kind": "dense",
-    "student__hidden_neuron__kind": "dense",
     "distillation__losses__ce__weight": W_CE,
     "distillation__losses__forward_kl__weight": W_KD,
+    "distillation__targets": "online",
 }
-LENGTHS = (16, 9, 2, 13)
-"""Real tokens of the four windows."""
 LEARNED_AT_3 = {"distillation__temperature__init": 3.0, "distillation__temperature__anchor": 2.0}
 
 
 @pytest.fixture
-def build(tiny_experiment):
-    """A setting whose student has left its start, where most gradients are 0, for a fixed point of its own.
-
-    Its neurons are dense: a product of other shape rounds otherwise, and a spike that flips on it would hide what is
-    compared here.
-    """
-
-    def built(version: str = "v11_1", **changes) -> Setting:
-        setting = prepare(tiny_experiment(version, **(PLAIN | changes)))
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in setting.module.student.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-        return setting
-
-    return built
-
-
-def ragged(setting: Setting) -> Batch:
-    """Four windows of training text, cut to LENGTHS and padded."""
-    windows = setting.text.shards["train"].tokens[: 4 * 16].reshape(4, 16)
-    ids_BL = torch.tensor(windows.astype("int64"))
-    mask_BL = torch.arange(16)[None] < torch.tensor(LENGTHS)[:, None]
-    return Batch(ids_BL.where(mask_BL, 0), mask_BL)
+def build(moved):
+    return lambda version="v11_1", **changes: moved(version, **(PLAIN | changes))
 
 
 def part(batch: Batch, *rows: int) -> Batch:
@@ -86,7 +62,7 @@ def relative(one: Tensor, other: Tensor) -> float:
     return float((one.double() - other.double()).norm() / other.double().norm())
 
 
-def test_the_step_is_the_weighted_token_mean_of_all_its_tokens(build):
+def test_the_step_is_the_weighted_token_mean_of_all_its_tokens(build, ragged):
     setting = build("v10")
     batch = ragged(setting)
     found, metrics = gradients(setting, [part(batch, 0, 2), part(batch, 1), part(batch, 3)])
@@ -99,7 +75,7 @@ def test_the_step_is_the_weighted_token_mean_of_all_its_tokens(build):
     # The step's logits, softmaxes and sums are float32: about 1e-6 each.
     for name, gradient in expected.items():
         assert relative(found[name], gradient) < 2e-5, name
-    assert metrics["valid_tokens"] == len(targets_N) == sum(LENGTHS) - 4
+    assert metrics["valid_tokens"] == len(targets_N) == 16 + 9 + 2 + 13 - 4
     assert metrics["loss_ce_raw"] == pytest.approx(ce.item(), rel=1e-5)
     assert metrics["loss_forward_kl_raw"] == pytest.approx(kd.item(), rel=1e-5)
     assert metrics["loss_ce_weighted"] == pytest.approx(W_CE * metrics["loss_ce_raw"], rel=1e-12)
@@ -107,7 +83,7 @@ def test_the_step_is_the_weighted_token_mean_of_all_its_tokens(build):
 
 
 @pytest.mark.parametrize("parts", [[(0, 1), (2, 3)], [(3,), (0, 1, 2)], [(0,), (1,), (2,), (3,)]])
-def test_ragged_micro_batches_give_the_gradient_of_one_batch(build, parts):
+def test_ragged_micro_batches_give_the_gradient_of_one_batch(build, ragged, parts):
     setting = build(**LEARNED_AT_3)
     batch, step = ragged(setting), setting.context.total_steps
     whole, metrics = gradients(setting, [batch], step)
@@ -119,7 +95,7 @@ def test_ragged_micro_batches_give_the_gradient_of_one_batch(build, parts):
     assert split_metrics == pytest.approx(metrics, rel=1e-5)
 
 
-def test_the_anchor_counts_once_per_step_and_stands_outside_the_reversal(build):
+def test_the_anchor_counts_once_per_step_and_stands_outside_the_reversal(build, ragged):
     setting = build(**LEARNED_AT_3)
     batch = ragged(setting)
     for parts in ([batch], [part(batch, row) for row in range(4)]):
@@ -130,7 +106,7 @@ def test_the_anchor_counts_once_per_step_and_stands_outside_the_reversal(build):
         assert metrics["loss_anchor"] == pytest.approx(0.1, rel=1e-6)
 
 
-def test_lambda_turns_the_sign_of_the_distillation_term_alone(build):
+def test_lambda_turns_the_sign_of_the_distillation_term_alone(build, ragged):
     setting = build(**LEARNED_AT_3)
     batch = ragged(setting)
     found, metrics = gradients(setting, [part(batch, 0, 1), part(batch, 2, 3)], setting.context.total_steps)
@@ -140,7 +116,7 @@ def test_lambda_turns_the_sign_of_the_distillation_term_alone(build):
     assert found["temperature.raw"].item() == pytest.approx(-W_KD * slope + 0.2, rel=1e-5)
 
 
-def test_the_logged_slope_is_the_derivative_of_the_distillation_term(build):
+def test_the_logged_slope_is_the_derivative_of_the_distillation_term(build, ragged):
     setting = build(**LEARNED_AT_3)
     batch = ragged(setting)
     _, metrics = gradients(setting, [part(batch, 0, 1, 2), part(batch, 3)], 1)
@@ -153,7 +129,7 @@ def test_the_logged_slope_is_the_derivative_of_the_distillation_term(build):
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_the_student_does_not_feel_the_reversal(build, share):
+def test_the_student_does_not_feel_the_reversal(build, ragged, share):
     fixed = build("v10", distillation__temperature__init=3.0)
     learned = build(**LEARNED_AT_3)
     batch, step = ragged(fixed), round(share * learned.context.total_steps)
@@ -164,13 +140,13 @@ def test_the_student_does_not_feel_the_reversal(build, share):
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
 
 
-def test_lambda_follows_the_optimiser_step(build):
+def test_lambda_follows_the_optimiser_step(build, ragged):
     setting = build(train__steps=40, train__accumulate=3)
     # 0 up to 20 % of the run, then half a cosine.
     assert [setting.context.lam(step) for step in (0, 8, 24, 40)] == pytest.approx([0.0, 0.0, 0.5, 1.0], abs=1e-12)
 
 
-def test_the_teacher_stays_as_it_was(build):
+def test_the_teacher_stays_as_it_was(build, ragged):
     setting = build()
 
     def digest():
@@ -192,15 +168,17 @@ class Parrot(Distillation):
     """Says what the teacher says."""
 
     def imitate(self, targets: Targets) -> None:
-        self.states = lambda input_ids: targets.states_BLE
-        self.head_VC = lambda: targets.head_VE
+        said_BLE = targets.states_BLE
+        assert said_BLE is not None
+        self.states = lambda input_ids: said_BLE
+        self.head_VC = lambda: targets.teacher.head_VE
 
 
 class Forgetful(Distillation):
     """Leaves a configured term out of its step."""
 
-    def forward(self, *arguments):
-        sums, *temperatures = super().forward(*arguments)
+    def forward(self, *arguments, **options):
+        sums, *temperatures = super().forward(*arguments, **options)
         return {"ce": sums["ce"]}, *temperatures
 
 
@@ -209,25 +187,26 @@ def under_engine(setting: Setting, module: Distillation) -> StepContext:
     return replace(setting.context, module=wrapped)
 
 
-def test_a_wide_teacher_reaches_the_loss_unnarrowed_by_a_narrow_student(build):
+def test_a_wide_teacher_reaches_the_loss_unnarrowed_by_a_narrow_student(build, ragged):
     setting = build("v10", train__precision="bfloat16")
     batch = ragged(setting)
     module = Parrot(setting.module.student, setting.experiment.distillation)
-    targets = Targets(setting.teacher, batch.input_ids)
+    targets = setting.context.targets(batch)
     module.imitate(targets)
-    sums, *_ = under_engine(setting, module).module(batch.input_ids, batch.mask, targets, 0.0)
+    weights = setting.context.weights(0)
+    sums, *_ = under_engine(setting, module).module(batch.input_ids, batch.mask, targets, 0.0, weights)
     # The same float32 products on both sides; had one been rounded to bfloat16, the sum would be about 0.1.
     assert sums["forward_kl"].item() == pytest.approx(0.0, abs=1e-5)
 
 
-def test_a_configured_loss_that_is_missing_from_the_step_is_an_error(build):
+def test_a_configured_loss_that_is_missing_from_the_step_is_an_error(build, ragged):
     setting = build()
     context = under_engine(setting, Forgetful(setting.module.student, setting.experiment.distillation))
     with pytest.raises(KeyError, match="'forward_kl'"):
         accumulate_gradients(context, [ragged(setting)], 0)
 
 
-def test_a_loss_that_is_not_finite_is_named(build):
+def test_a_loss_that_is_not_finite_is_named(build, ragged):
     setting = build()
     with torch.no_grad():
         setting.module.student.model.blocks[0].get_submodule("channel_mix.key").get_parameter("weight")[0, 0] = math.nan
@@ -235,7 +214,7 @@ def test_a_loss_that_is_not_finite_is_named(build):
         accumulate_gradients(setting.context, [ragged(setting)], 0)
 
 
-def test_a_step_without_a_token_to_predict_is_0_and_moves_nothing(build):
+def test_a_step_without_a_token_to_predict_is_0_and_moves_nothing(build, ragged):
     setting = build("v10")
     batch = ragged(setting)
     empty = Batch(batch.input_ids, torch.zeros_like(batch.mask))

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asnn_goose.kernels.linear_divergence.tail import log_tail
+
 
 def _wide(logits_NV: Tensor) -> Tensor:
     # A sum over 50,000 terms in bfloat16 makes a small divergence negative.
@@ -129,24 +131,61 @@ def total_variation_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Te
     return 0.5 * (p_NV - q_NV).abs().sum(-1) * (scale.squeeze(-1) if scale.ndim else scale)
 
 
+def _bucket_kl_rows(
+    student_NV: Tensor, kept_NK: Tensor, log_p_NK: Tensor, log_p_tail_N1: Tensor | None, temperature: Tensor | float
+) -> Tensor:
+    """T^2 KL over K tokens and one bucket for all others, from the teacher's tempered log-probabilities of both.
+
+    sum_K p (log p - log q) + (1 - P_K) [log(1 - P_K) - log(1 - Q_K)], with q over the whole vocabulary. Without a tail
+    the kept tokens are all there are.
+    """
+    log_q_NV = _log_softmax(student_NV, temperature)
+    log_q_NK = log_q_NV.gather(-1, kept_NK)
+    if log_p_tail_N1 is not None:
+        # The complement's mass as a sum of its own terms: 1 - Q_K would lose it to rounding.
+        log_q_tail_N1 = log_q_NV.scatter(-1, kept_NK, -torch.inf).logsumexp(-1, keepdim=True)
+        log_p_NK, log_q_NK = torch.cat([log_p_NK, log_p_tail_N1], -1), torch.cat([log_q_NK, log_q_tail_N1], -1)
+    return _times_square(_relative_entropy(log_p_NK, log_q_NK), temperature)
+
+
 def tail_bucket_kl_rows(
     student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0, k: int = 256
 ) -> Tensor:
     """T^2 KL over the teacher's k best tokens and one bucket for all others.
 
-    sum_K p (log p - log q) + (1 - P_K) [log(1 - P_K) - log(1 - Q_K)], tempered over the whole vocabulary first, then
-    bucketed: the other order is another function. At most the full KL; equal to it where K covers the vocabulary.
+    Tempered over the whole vocabulary first, then bucketed: the other order is another function. At most the full KL;
+    equal to it where K covers the vocabulary.
     """
-    log_p_NV, log_q_NV = _log_softmax(teacher_NV, temperature), _log_softmax(student_NV, temperature)
-    kept_NK = log_p_NV.detach().topk(min(k, log_p_NV.shape[-1]), -1).indices
-    head_p_NK, head_q_NK = log_p_NV.gather(-1, kept_NK), log_q_NV.gather(-1, kept_NK)
-    if kept_NK.shape[-1] == log_p_NV.shape[-1]:
-        return _times_square(_relative_entropy(head_p_NK, head_q_NK), temperature)
-    # The complement's mass as a sum of its own terms: 1 - P_K would lose it to rounding.
-    tails = (x.scatter(-1, kept_NK, -torch.inf).logsumexp(-1, keepdim=True) for x in (log_p_NV, log_q_NV))
-    tail_p_N1, tail_q_N1 = tails
-    buckets = torch.cat([head_p_NK, tail_p_N1], -1), torch.cat([head_q_NK, tail_q_N1], -1)
-    return _times_square(_relative_entropy(*buckets), temperature)
+    log_p_NV = _log_softmax(teacher_NV, temperature)
+    V = log_p_NV.shape[-1]
+    kept_NK = log_p_NV.detach().topk(min(k, V), -1).indices
+    tail_N1 = None if k >= V else log_p_NV.scatter(-1, kept_NK, -torch.inf).logsumexp(-1, keepdim=True)
+    return _bucket_kl_rows(student_NV, kept_NK, log_p_NV.gather(-1, kept_NK), tail_N1, temperature)
+
+
+def stored_bucket_kl_rows(
+    student_NV: Tensor, kept_NK: Tensor, log_p_NK: Tensor, log_tail_NJ: Tensor, temperature: Tensor | float = 1.0
+) -> Tensor:
+    """:func:`tail_bucket_kl_rows` from what is stored of the teacher.
+
+    At T its partition is log Z = logaddexp(logsumexp_K(log p / T), L(1/T)): tempering comes before the buckets
+    here too.
+
+    Args:
+        kept_NK, log_p_NK: the k best tokens and their log-probabilities at T = 1.
+        log_tail_NJ: the others' log-partition L at tail.NODES, see tail.py.
+        temperature: a number or a scalar tensor within tail.py's span.
+    """
+    dtype = _wide(student_NV).dtype
+    banned_NK = log_p_NK == -torch.inf
+    # As in _log_softmax: -inf never meets T.
+    head_NK = log_p_NK.to(dtype).masked_fill(banned_NK, 0.0) / temperature
+    head_NK = head_NK.masked_fill(banned_NK, -torch.inf)
+    if kept_NK.shape[-1] == student_NV.shape[-1]:
+        return _bucket_kl_rows(student_NV, kept_NK, head_NK.log_softmax(-1), None, temperature)
+    tail_N1 = log_tail(log_tail_NJ.to(dtype), temperature)[:, None]
+    log_z_N1 = torch.logaddexp(head_NK.logsumexp(-1, keepdim=True), tail_N1)
+    return _bucket_kl_rows(student_NV, kept_NK, head_NK - log_z_N1, tail_N1 - log_z_N1, temperature)
 
 
 def tcs_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0, k: int = 100) -> Tensor:
