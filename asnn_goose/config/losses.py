@@ -88,7 +88,7 @@ class LayerTerm(StateTerm):
 class Hidden(LayerTerm):
     measure: Literal["normalised_mse", "mse", "pkd", "cosine"] = "normalised_mse"
     """How two states are compared."""
-    projector: Literal["linear", "mlp", "none"] = "linear"
+    projector: Literal["linear", "linear_norm", "mlp", "none"] = "linear"
     """What brings the student's states to the teacher's width, in training only."""
     aggregate: bool = False
     """Compare with a gated mixture of all the teacher's layers up to the mapped one instead of that one alone."""

@@ -79,7 +79,8 @@ class Projector(nn.Module):
 
     Args:
         student_width, teacher_width: S and E.
-        kind: linear, mlp (one hidden layer of width E with GELU), or none, for equal widths.
+        kind: linear, linear_norm (with a LayerNorm behind it, as SpikeBERT's transforms, arXiv 2308.15122), mlp (one
+            hidden layer of width E with GELU), or none, for equal widths.
 
     Raises:
         ValueError: an unknown kind, or none with unequal widths.
@@ -91,6 +92,8 @@ class Projector(nn.Module):
             raise ValueError(f"projector none needs equal widths, not {student_width} (student) and {teacher_width}")
         if kind == "linear":
             self.map = nn.Linear(student_width, teacher_width)
+        elif kind == "linear_norm":
+            self.map = nn.Sequential(nn.Linear(student_width, teacher_width), nn.LayerNorm(teacher_width))
         elif kind == "mlp":
             self.map = nn.Sequential(
                 nn.Linear(student_width, teacher_width), nn.GELU(), nn.Linear(teacher_width, teacher_width)
@@ -98,7 +101,7 @@ class Projector(nn.Module):
         elif kind == "none":
             self.map = nn.Identity()
         else:
-            raise ValueError(f"projector must be linear, mlp or none, not {kind!r}")
+            raise ValueError(f"projector must be linear, linear_norm, mlp or none, not {kind!r}")
 
     def forward(self, student: Tensor) -> Tensor:
         parameter = next(self.parameters(), None)

@@ -88,10 +88,13 @@ def test_projectors_go_from_student_to_teacher():
     assert linear.map.weight.shape == (10, 6)
     assert linear(x).shape == (2, 3, 10) and linear(x).dtype == torch.float32
     assert Projector(6, 10, "mlp")(x).shape == (2, 3, 10)
+    # SpikeBERT's transform ends in a LayerNorm without a scale of its own yet: mean 0, variance 1 per token.
+    normed = Projector(6, 10, "linear_norm")(5.0 * x)
+    assert normed.mean(-1).abs().max() < 1e-6 and (normed.var(-1, correction=0) - 1).abs().max() < 1e-3
     assert Projector(6, 6, "none")(x) is x
     with pytest.raises(ValueError, match=r"needs equal widths, not 6 \(student\) and 10"):
         Projector(6, 10, "none")
-    with pytest.raises(ValueError, match="linear, mlp or none, not 'deep'"):
+    with pytest.raises(ValueError, match="must be linear, linear_norm, mlp or none, not 'deep'"):
         Projector(6, 10, "deep")
 
 

@@ -303,3 +303,11 @@ def test_what_the_models_have_not_got_is_one_sentence(moved, file: str, changes:
 
 def test_biased_terms_are_known_by_their_own_names():
     assert BIASED.keys() <= Losses.model_fields.keys()
+
+
+def test_the_triple_loss_of_distilbert_weighs_5_2_1(tiny_experiment):
+    """Components 0.1 (KL), 0.3 (CE), 0.52 (cosine) make 1.62."""
+    terms = tiny_experiment("v10", distillation="distilbert").distillation.losses.present()
+    values = {"forward_kl": 0.1, "ce": 0.3, "hidden": 0.52}
+    assert sum(terms[name].weight * value for name, value in values.items()) == pytest.approx(1.62)
+    assert terms.keys() == values.keys()
