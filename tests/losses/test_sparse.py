@@ -139,3 +139,28 @@ def test_bad_input_is_told_in_one_sentence(call, message: str):
     with pytest.raises(ValueError, match=message) as told:
         call()
     assert "\n" not in str(told.value)
+
+
+def test_a_perfect_student_of_a_copy_task_has_loss_0_only_where_both_predict_the_same_token():
+    """Teacher and student are sure of the next token. Without the shift the student, which says position i's own token,
+    is compared with the teacher's word on token i + 1."""
+    tokens = torch.tensor([3, 1, 4, 1, 5, 2, 6])
+    sure = 30.0 * torch.eye(8, dtype=torch.float64)
+    teacher_LV = sure[tokens[1:]]
+    assert tcs(sure[tokens[1:]], teacher_LV, k=4).item() == pytest.approx(0.0, abs=1e-12)
+    assert tcs(sure[tokens[:-1]], teacher_LV, k=4).item() > 1.0
+
+
+def test_a_next_token_distribution_is_no_concrete_score():
+    """The target of the score is p(x1 | x2), which needs the right context; p(x1) is the same whatever comes after."""
+    first, second = np.array([0.6, 0.4]), np.array([[0.9, 0.1], [0.2, 0.8]])
+    joint = first[:, None] * second
+    given_second = joint / joint.sum(0)
+    assert given_second[:, 0] == pytest.approx([0.87096774, 0.12903226], abs=5e-9)
+    assert given_second[:, 1] == pytest.approx([0.15789474, 0.84210526], abs=5e-9)
+    # A student that says what an autoregressive teacher says of x1 is off by KL(p(x1 | x2) || p(x1)); weighted by p(x2)
+    # that is the tokens' mutual information, H(x1) + H(x2) - H(x1, x2).
+    student = torch.tensor(np.log(first))
+    costs = [tcs(student, torch.tensor(np.log(given_second[:, i])), k=2).item() for i in (0, 1)]
+    entropy = [-(p * np.log(p)).sum() for p in (first, joint.sum(0), joint)]
+    assert joint.sum(0) @ costs == pytest.approx(entropy[0] + entropy[1] - entropy[2], abs=1e-12)
