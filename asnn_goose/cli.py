@@ -112,6 +112,9 @@ def _plan(invocation: Invocation) -> str:
     if experiment.parent is not None:
         parent = load_experiment(experiment.parent, ["--scale", invocation.scale]).experiment
         lines += [f"  {key}: {old} -> {new}" for key, (old, new) in delta(experiment, parent).items()]
+    from asnn_goose.train.plan import drawn
+
+    lines += ["schedules over the run (first .. largest .. last):", *(f"  {line}" for line in drawn(experiment))]
     return "\n".join(lines) + "\n\n" + dump(experiment)
 
 

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from asnn_goose.config.losses import PROJECTION_TERMS, TEMPERED, Losses
+from asnn_goose.config.curriculum import CurriculumConfig
+from asnn_goose.config.losses import PROJECTION_TERMS, TEMPERED, Losses, Ramp
 from asnn_goose.config.settings import Settings
 
 FEWEST_KEPT = 16
@@ -14,24 +15,29 @@ FEWEST_KEPT = 16
 class TemperatureConfig(Settings):
     """The softmax temperature of the distillation terms; learned is CTKD (arXiv 2211.16231)."""
 
-    mode: Literal["fixed", "learned"] = "fixed"
-    """fixed: init for ever. learned: one scalar that plays against the student behind a gradient reversal."""
+    mode: Literal["fixed", "learned", "minimised"] = "fixed"
+    """fixed: init, or its ramp. learned: one scalar that plays against the student behind a gradient reversal.
+    minimised: one scalar that goes down the loss as a weight does, by Adam and clamped, which runs to its bound."""
     init: PositiveFloat = 2.0
-    """Temperature at the start."""
+    """Temperature at the start, or with a ramp at its end."""
+    ramp: Ramp | None = None
+    """A way up or down to init; a learned temperature starts at its start, and its anchor follows it."""
     low: PositiveFloat = 1.0
     """Lower bound of the learned temperature, never reached."""
     high: PositiveFloat = 5.0
     """Upper bound of the learned temperature, never reached."""
     anchor: PositiveFloat | None = None
-    """Temperature that the regulariser pulls to; None: init."""
+    """Temperature that the regulariser pulls to; None: init, or what its ramp says."""
     anchor_weight: NonNegativeFloat = 0.1
     """c in the regulariser c (T - anchor)^2, which stands outside the reversal."""
     lr: PositiveFloat = 0.01
-    """Learning rate of the temperature's plain SGD, constant."""
+    """Learning rate of the temperature's plain SGD (of Adam, where it is minimised), constant."""
     clip: PositiveFloat = 5.0
     """Largest absolute gradient of the raw temperature."""
     lambda_max: NonNegativeFloat = 1.0
-    """Adversary's strength at the end of its cosine ramp."""
+    """Adversary's strength at the end of its ramp."""
+    lambda_shape: Literal["cosine", "linear"] = "cosine"
+    """Way of lambda from 0 to lambda_max."""
     lambda_start: float = Field(default=0.2, ge=0.0, lt=1.0)
     """Share of the run during which lambda is 0."""
     lambda_end: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -41,10 +47,14 @@ class TemperatureConfig(Settings):
     def _ordered(self):
         if not self.low < self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
-        for key in ("init", "anchor"):
-            value = getattr(self, key)
-            if self.mode == "learned" and value is not None and not self.low < value < self.high:
+        start = None if self.ramp is None else self.ramp.start
+        for key, value in {"init": self.init, "anchor": self.anchor, "ramp.start": start}.items():
+            if self.mode != "fixed" and value is not None and not self.low < value < self.high:
                 raise ValueError(f"{key} ({value}) must lie strictly between low ({self.low}) and high ({self.high})")
+        if start is not None and not start > 0:
+            raise ValueError(f"ramp.start ({start}) must be above 0")
+        if start is not None and (self.anchor is not None or self.mode == "minimised"):
+            raise ValueError("the anchor follows a ramp of a learned temperature: leave out anchor, or ramp")
         if not self.lambda_start < self.lambda_end:
             raise ValueError(f"lambda_start ({self.lambda_start}) must be below lambda_end ({self.lambda_end})")
         return self
@@ -92,19 +102,21 @@ class DistillationConfig(Settings):
     targets: Literal["online", "hidden", "topk"] = "hidden"
     """online: the teacher runs in every step. hidden: its states of the windows to be read are computed once and kept
     in bfloat16. topk: only its k best tokens are kept (k of tail_bucket_kl), for ce and tail_bucket_kl alone."""
+    curriculum: CurriculumConfig | None = None
+    """Progressive stages; None: all windows from the first step on, in random order."""
 
     @model_validator(mode="after")
     def _something_to_minimise(self):
         terms = self.losses.present()
         if not any(term.weight > 0 for term in terms.values()):
             raise ValueError("losses must hold at least one term with a weight above 0")
-        if self.temperature.mode == "learned":
+        if self.temperature.mode != "fixed":
             if "random_sampling" in terms:
                 raise ValueError("random_sampling cannot train a temperature: set temperature.mode to fixed")
             if not any(terms[name].weight > 0 for name in TEMPERED if name in terms):
                 raise ValueError(
-                    f"temperature.mode learned needs a loss with a temperature ({', '.join(TEMPERED)}) and a weight "
-                    "above 0"
+                    f"temperature.mode {self.temperature.mode} needs a loss with a temperature "
+                    f"({', '.join(TEMPERED)}) and a weight above 0"
                 )
         return self
 
@@ -141,3 +153,46 @@ class DistillationConfig(Settings):
                 f"targets hidden hold no attention projections, which {', '.join(beyond)} needs: set targets to online"
             )
         return self
+
+    @model_validator(mode="after")
+    def _stages_set_what_nothing_else_does(self):
+        curriculum, temperature = self.curriculum, self.temperature
+        if curriculum is None:
+            return self
+        if curriculum.temperatures is not None:
+            others = {"ramp": temperature.ramp, "anchor": temperature.anchor}
+            if set_too := [name for name, value in others.items() if value is not None]:
+                raise ValueError(
+                    f"curriculum.temperatures and temperature.{set_too[0]} both say what the temperature goes to: set "
+                    "one of the two to null"
+                )
+            if temperature.mode == "minimised":
+                raise ValueError("temperature.mode minimised has no stages: set curriculum.temperatures to null")
+            for value in curriculum.temperatures if temperature.mode == "learned" else ():
+                if not temperature.low < value < temperature.high:
+                    raise ValueError(
+                        f"curriculum.temperatures anchor the learned one, and {value:g} does not lie strictly "
+                        f"between temperature.low ({temperature.low:g}) and high ({temperature.high:g}): move these"
+                    )
+        if curriculum.w_kd is not None:
+            self._weights_of_stages_fit(curriculum.complement)
+        return self
+
+    def _weights_of_stages_fit(self, complement: bool) -> None:
+        terms = self.losses.present()
+        tempered = [name for name in TEMPERED if name in terms]
+        if len(tempered) != 1:
+            raise ValueError(
+                f"curriculum.w_kd is the weight of one loss with a temperature, and losses has "
+                f"{', '.join(tempered) or 'none'}: set w_kd to null, or keep one"
+            )
+        if complement and "ce" not in terms:
+            raise ValueError("curriculum.complement gives ce the weight 1 - w_kd: add ce, or set complement to false")
+        for name in (*tempered, "ce") if complement else tempered:
+            if terms[name].ramp is not None:
+                raise ValueError(f"the ramp of {name} and curriculum.w_kd both set its weight: leave one of them out")
+        if self.balance.mode == "gradient_norm":
+            raise ValueError(
+                "balance.mode gradient_norm sets the size of each gradient, so curriculum.w_kd would do nothing: drop "
+                "one of the two"
+            )

@@ -70,7 +70,10 @@ def _literals(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
-_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+_TYPES = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path",
+    tuple[float, ...]: "a list of numbers",
+}  # fmt: skip
 _BOUNDS = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
 
 

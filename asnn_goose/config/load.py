@@ -37,6 +37,7 @@ means something else on another machine. The student's token map equals the teac
 NOT_NUMBERS = IDENTITY | {
     "train.scale",
     "train.device",
+    "train.monitor_gradients",
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
@@ -135,7 +136,11 @@ def fingerprint(experiment: Experiment, resolved: Mapping[str, str]) -> str:
     if missing := set(RESOLVED.values()) - set(resolved):
         raise ValueError(f"resolved lacks {', '.join(sorted(missing))}")
     values = flatten(experiment.model_dump(mode="json"))
-    settings = {key: value for key, value in values.items() if key not in NOT_NUMBERS and key not in RESOLVED}
+    # How often validation is looked at decides where early stopping strikes, and where a stage may end.
+    curriculum = experiment.distillation.curriculum
+    watched = experiment.train.stopping is not None or (curriculum is not None and curriculum.rule != "time")
+    outside = NOT_NUMBERS - {"train.eval_every"} if watched else NOT_NUMBERS
+    settings = {key: value for key, value in values.items() if key not in outside and key not in RESOLVED}
     canonical = json.dumps({"settings": settings, "resolved": dict(resolved)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -106,6 +106,17 @@ class DataConfig(Settings):
         return self
 
 
+class StoppingConfig(Settings):
+    """When a run may end before its last step, by validation cross-entropy; its best weights are then put back."""
+
+    patience: PositiveInt = 20
+    """Looks at validation in a row without an improvement."""
+    min_delta: NonNegativeFloat = 1e-3
+    """Nats per token that an improvement must exceed."""
+    grace: float = Field(default=0.3, ge=0.0, lt=1.0)
+    """Share of the run in which no look counts; reaches over warm-up and ramps."""
+
+
 class TrainConfig(Settings):
     """How long, how fast, and how often something is looked at."""
 
@@ -144,6 +155,8 @@ class TrainConfig(Settings):
     """AdamW's decoupled weight decay, on matrices only; dot adds it to every gradient."""
     clip: PositiveFloat = 1.0
     """Largest global gradient norm of the student."""
+    stopping: StoppingConfig | None = None
+    """Early stopping; None: every step is taken."""
     skip_limit: NonNegativeInt = 0
     """Steps whose loss or gradient is not finite and which are left out, before one more ends the run."""
     embeddings: Literal["frozen", "trained"] = "frozen"
@@ -154,6 +167,8 @@ class TrainConfig(Settings):
     """auto: cuda where there is one."""
     devices: PositiveInt = 1
     """Processes of data-parallel training."""
+    monitor_gradients: bool = False
+    """Log the norm of each loss's gradient at every look at validation: a backward pass for each, on one device."""
     log_every: PositiveInt = 10
     """Optimiser steps between two lines of metrics.jsonl."""
     eval_every: PositiveInt = 50
@@ -208,6 +223,8 @@ class Experiment(Settings):
                 "train.optimiser dot sets the loss ce against the others, and there is only "
                 f"{', '.join(sorted(terms))}: give both a weight, or set it to adamw"
             )
+        if self.train.devices > 1 and self.train.monitor_gradients:
+            raise ValueError("train.monitor_gradients is for one device: set it to false")
         if self.train.devices > 1 and self.train.skip_limit:
             raise ValueError("train.skip_limit above 0 is for one device: set it to 0")
         if self.train.devices > 1 and (balance != "none" or self.train.optimiser == "dot"):

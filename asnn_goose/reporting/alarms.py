@@ -7,6 +7,7 @@ import numpy as np
 from asnn_goose.config.distillation import TemperatureConfig
 from asnn_goose.config.losses import BIASED, CUT
 from asnn_goose.config.schema import Experiment
+from asnn_goose.reporting.health import training_alarms
 from asnn_goose.reporting.markdown import number, percent
 from asnn_goose.reporting.metrics import Metrics, series
 from asnn_goose.reporting.record import Result
@@ -20,7 +21,8 @@ OPERAND_LOW = 0.9
 def find_alarms(result: Result, metrics: Metrics, experiment: Experiment) -> list[str]:
     """All alarms: those that training recorded, those of the files, and what the objective itself gives cause for."""
     alarms = [*result.alarms, *_non_finite(metrics), *biased_losses(experiment), *_skipped(metrics)]
-    if experiment.distillation.temperature.mode == "learned":
+    alarms += training_alarms(metrics, experiment)
+    if experiment.distillation.temperature.mode != "fixed":
         alarms += temperature_alarms(metrics, experiment.distillation.temperature)
         alarms += [
             f"The temperature is learned from {name}, whose slope in T is not that of the divergence over the whole "

@@ -1,6 +1,6 @@
 """What a report is made from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from asnn_goose.reporting.comparison import FinishedRun
 from asnn_goose.reporting.provenance import Provenance
@@ -19,6 +19,8 @@ class Material:
     twins: dict[str, FinishedRun]
     figures: dict[str, str]
     """Figure -> file name beside report.md."""
+    health: list[str] = field(default_factory=list)
+    """Sentences on how training went."""
 
     @property
     def others(self) -> dict[str, FinishedRun]:

@@ -74,17 +74,24 @@ def plot_temperature(
     *,
     low: float,
     high: float,
-    anchor: float,
+    anchor: float | None,
     strength: Curve | None = None,
     gradient: Curve | None = None,
+    before: Curve | None = None,
 ) -> Path:
-    """Learned temperature T between its bounds, the adversary's strength lambda, and G = dL_KD/dT."""
+    """Learned temperature T between its bounds, the adversary's strength lambda, and G = dL_KD/dT.
+
+    ``before`` is the parent run's T; ``anchor`` is None where it changes.
+    """
     panels = [curve for curve in (strength, gradient) if curve is not None]
     with figure(path, 2.1 + 1.1 * len(panels), rows=1 + len(panels), ratios=(1.9, *[1] * len(panels))) as axes:
         first = axes[0]
         for bound in (low, high):
             first.axhline(bound, color=GREY, linewidth=0.9)
-        first.axhline(anchor, **DASHED)
+        if anchor is not None:
+            first.axhline(anchor, **DASHED)
+        if before is not None:
+            line(first, before, ORANGE)
         line(first, temperature, BLUE)
         margin = 0.06 * (high - low)
         first.set_ylim(low - margin, high + margin)
@@ -98,8 +105,24 @@ def plot_temperature(
         for axis in axes[:-1]:
             axis.tick_params(labelbottom=False)
             axis.set_xlabel("")
-        marks = [(low, "lower bound", GREY), (high, "upper bound", GREY), (anchor, "anchor", GREY)]
+        marks = [(low, "lower bound", GREY), (high, "upper bound", GREY)]
+        marks += [] if anchor is None else [(anchor, "anchor", GREY)]
+        if before is not None:
+            marks.append((before.values[-1], before.label, ORANGE))
         label_right(first, [*marks, (temperature.values[-1], "T", BLUE)])
+    return path
+
+
+def plot_stages(easy: Curve, hard: Curve, begins: Sequence[float], path: Path) -> Path:
+    """Cross-entropy of easy and of hard training windows in nats per token; ``begins``: tokens at each new stage."""
+    with figure(path, 2.4) as (axis,):
+        for tokens in begins:
+            axis.axvline(tokens, **DASHED)
+        for curve, colour in ((easy, BLUE), (hard, VERMILLION)):
+            line(axis, curve, colour)
+        axis.set_ylabel("cross-entropy (nats per token)")
+        token_axis(axis, [easy, hard])
+        label_right(axis, [(easy.values[-1], easy.label, BLUE), (hard.values[-1], hard.label, VERMILLION)])
     return path
 
 

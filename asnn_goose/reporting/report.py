@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from asnn_goose.config.distillation import DistillationConfig
 from asnn_goose.errors import UserError
-from asnn_goose.reporting import sections, summary
+from asnn_goose.reporting import health, sections, summary
 from asnn_goose.reporting.alarms import find_alarms
 from asnn_goose.reporting.comparison import FinishedRun, find_parent, find_twins, finished_runs, load_run
 from asnn_goose.reporting.drawing import Curve
@@ -21,6 +22,7 @@ from asnn_goose.reporting.plots import (
     plot_perplexity,
     plot_raster,
     plot_spikes,
+    plot_stages,
     plot_temperature,
 )
 from asnn_goose.reporting.run_folder import RunFolder, replacing, write_errors, write_text
@@ -38,7 +40,7 @@ _LOSS_LABELS = {
     "cka": "1 - CKA",
     "anchor": "temperature anchor",
 }
-FIGURES = ("raster", "spikes", "perplexity", "losses", "temperature", "optimiser")
+FIGURES = ("raster", "spikes", "perplexity", "losses", "temperature", "stages", "optimiser")
 
 
 def write_report(run_folder: Path, reports_root: Path, runs_root: Path) -> Path:
@@ -74,6 +76,7 @@ def write_report(run_folder: Path, reports_root: Path, runs_root: Path) -> Path:
         parent=parent,
         twins=find_twins(run, runs_root, reports_root),
         figures=draw_figures(run, metrics, parent, target),
+        health=health.sentences(metrics),
     )
     report = target / "report.md"
     write_text(report, render(material))
@@ -172,10 +175,7 @@ def _draw_perplexity(run: FinishedRun, metrics: Metrics, parent: FinishedRun | N
     ]
     if result.teacher.val_ppl is not None:
         levels.append(Level("teacher", result.teacher.val_ppl))
-    before = None
-    # A run copied into reports/ comes without its metrics.
-    if parent is not None and (parent.folder / "metrics.jsonl").exists():
-        before = _curve(parent, read_metrics(parent.folder / "metrics.jsonl"), "val_ppl", parent.result.version)
+    before = _parents_curve(parent, "val_ppl")
     return plot_perplexity(student, path, levels, before, result.student.test_ppl)
 
 
@@ -191,20 +191,44 @@ def _draw_losses(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path
     return plot_losses(raw, weighted, path) if raw and weighted else None
 
 
-def _draw_temperature(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path | None:
+def _draw_temperature(run: FinishedRun, metrics: Metrics, parent: FinishedRun | None, path: Path) -> Path | None:
     config = run.experiment.distillation.temperature
     temperature = _curve(run, metrics, "temperature", "temperature T")
-    if config.mode != "learned" or temperature is None:
+    if config.mode == "fixed" or temperature is None:
         return None
     return plot_temperature(
         temperature,
         path,
         low=config.low,
         high=config.high,
-        anchor=config.init if config.anchor is None else config.anchor,
+        anchor=_anchor(run.experiment.distillation),
         strength=_curve(run, metrics, "temperature_lambda", "lambda"),
         gradient=_curve(run, metrics, "temperature_gradient", "G = dL/dT"),
+        before=_parents_curve(parent, "temperature"),
     )
+
+
+def _anchor(config: DistillationConfig) -> float | None:
+    """Temperature that the learned one is pulled to, None where it is another one later on."""
+    temperature, curriculum = config.temperature, config.curriculum
+    moving = temperature.ramp is not None or (curriculum is not None and curriculum.temperatures is not None)
+    return temperature.anchor or (None if moving else temperature.init)
+
+
+def _draw_stages(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path | None:
+    easy, hard = _curve(run, metrics, "easy_ce", "easy windows"), _curve(run, metrics, "hard_ce", "hard windows")
+    if easy is None or hard is None:
+        return None
+    stage = _curve(run, metrics, "stage", "stage")
+    begins = [] if stage is None else stage.tokens[:-1][np.diff(stage.values) > 0].tolist()
+    return plot_stages(easy, hard, begins, path)
+
+
+def _parents_curve(parent: FinishedRun | None, name: str) -> Curve | None:
+    """A quantity of the parent's run, labelled with its version; runs copied into reports/ come without metrics."""
+    if parent is None or not (parent.folder / "metrics.jsonl").exists():
+        return None
+    return _curve(parent, read_metrics(parent.folder / "metrics.jsonl"), name, parent.result.version)
 
 
 def _draw_optimiser(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path | None:
@@ -234,6 +258,7 @@ _DRAW = {
     "perplexity": _draw_perplexity,
     "losses": _draw_losses,
     "temperature": _draw_temperature,
+    "stages": _draw_stages,
     "optimiser": _draw_optimiser,
     "spikes": _draw_spikes,
     "raster": _draw_raster,

@@ -12,6 +12,7 @@ from asnn_goose.reporting.material import SPIKING, Material
 def curves(material: Material) -> list[str]:
     """Figures over training."""
     temperature = material.run.experiment.distillation.temperature
+    curriculum = material.run.experiment.distillation.curriculum
     lines = ["## Curves", ""]
     lines += _figure(
         material,
@@ -21,7 +22,11 @@ def curves(material: Material) -> list[str]:
     )
     lines += _figure(material, "losses", "Loss components: raw, and times their weights.")
     if temperature.mode == "fixed":
-        lines += [f"The distillation temperature is fixed at {temperature.init:g}.", ""]
+        staged = None if curriculum is None else curriculum.temperatures
+        value = f"fixed at {temperature.init:g}"
+        if staged is not None:
+            value = f"{', '.join(f'{t:g}' for t in staged)}, stage by stage"
+        lines += [f"The distillation temperature is {value}.", ""]
     else:
         final = material.run.result.temperature_final
         end = "" if final is None else f" It ended at {number(final, 3)}."
@@ -30,7 +35,15 @@ def curves(material: Material) -> list[str]:
             "temperature",
             f"Learned temperature between its bounds, the strength lambda of its adversary, and G = dL_KD/dT.{end}",
         )
+    lines += _figure(
+        material,
+        "stages",
+        "Cross-entropy of the untrained student's easiest and hardest training windows, looked at with validation. "
+        "Dashed: a stage begins.",
+    )
     lines += _figure(material, "optimiser", "Learning rate, and the student's gradient norm before clipping.")
+    if material.health:
+        lines += [f"**Training health.** {' '.join(material.health)}", ""]
     lines += [f"- {note}" for note in material.run.result.schedule_notes]
     return lines
 

@@ -1,5 +1,7 @@
 """Schedules, the curriculum and what orders it, early stopping, and the learnable temperature."""
 
+from typing import TYPE_CHECKING, Any
+
 from asnn_goose.schedules.curriculum import (
     POCL_STAGES,
     ByPatience,
@@ -13,8 +15,16 @@ from asnn_goose.schedules.curriculum import (
 )
 from asnn_goose.schedules.difficulty import rouge_l, rrf_difficulty, rrf_scores
 from asnn_goose.schedules.stopping import EarlyStopping, earliest_stop
-from asnn_goose.schedules.temperature import LearnableTemperature, anchor_penalty, cosine_lambda, reverse_gradient
 from asnn_goose.schedules.weights import ramp, warmup_cosine
+
+if TYPE_CHECKING:
+    from asnn_goose.schedules.temperature import (
+        LearnableTemperature,
+        MinimisedTemperature,
+        anchor_penalty,
+        cosine_lambda,
+        reverse_gradient,
+    )
 
 __all__ = [
     "POCL_STAGES",
@@ -24,6 +34,7 @@ __all__ = [
     "Curriculum",
     "EarlyStopping",
     "LearnableTemperature",
+    "MinimisedTemperature",
     "Stage",
     "anchor_penalty",
     "cosine_lambda",
@@ -38,3 +49,12 @@ __all__ = [
     "stage_sizes",
     "warmup_cosine",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The temperatures alone need torch, for which a dry run, which draws the other schedules, does not wait.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from asnn_goose.schedules import temperature
+
+    return getattr(temperature, name)

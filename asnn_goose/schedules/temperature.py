@@ -61,6 +61,25 @@ class LearnableTemperature(nn.Module):
         return self.bounded(reverse_gradient(self.raw, lam)), self.bounded(self.raw)
 
 
+class MinimisedTemperature(nn.Module):
+    """T = clamp(exp(raw), low, high), trained like a weight. Not CTKD but the opposite game, kept to show its end.
+
+    T^2 KL falls as T grows beyond its maximum, so a temperature that minimises it climbs to its upper bound; beyond it
+    the clamp's slope is 0, and no regulariser brings it back. Interface of :class:`LearnableTemperature`.
+    """
+
+    def __init__(self, init: float, low: float, high: float):
+        super().__init__()
+        if not low < init < high:
+            raise ValueError(f"init ({init}) must lie strictly between low ({low}) and high ({high})")
+        self.low, self.high = low, high
+        self.raw = nn.Parameter(torch.tensor(math.log(init)))
+
+    def forward(self, lam: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Both temperatures; ``lam`` is left out of account, there is no reversal."""
+        return self.raw.exp().clamp(self.low, self.high), self.raw.exp().clamp(self.low, self.high)
+
+
 def anchor_penalty(temperature: Tensor, anchor: float, weight: float) -> Tensor:
     """c (T - a)^2: what pulls the temperature back to its anchor a."""
     return weight * (temperature - anchor) ** 2

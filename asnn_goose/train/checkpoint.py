@@ -1,21 +1,28 @@
 """Everything a run needs to go on bit for bit, in one file, replaced in one step."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from asnn_goose.data.loader import TrainingWindows
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.run_folder import replacing
-from asnn_goose.train.term_gradients import Balancer
 
 NAME = "last.pt"
+BEST = "best.pt"
+
+
+class Stateful(Protocol):
+    """A part of a run, beside weights and optimisers, that remembers something."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> None: ...
 
 
 @dataclass
@@ -28,6 +35,8 @@ class Progress:
     """Training tokens seen, all processes together."""
     skipped: int = 0
     """Steps that were left out, since a loss or the gradient was not finite."""
+    stopped: bool = False
+    """Whether early stopping has ended the training."""
     train_seconds: float = 0.0
     """Time spent in training steps over all sessions."""
     wall_seconds: float = 0.0
@@ -38,23 +47,20 @@ def save(
     folder: Path,
     module: nn.Module,
     optimisers: Sequence[torch.optim.Optimizer],
-    windows: TrainingWindows,
-    balancer: Balancer,
+    parts: Mapping[str, Stateful],
     progress: Progress,
     fingerprint: str,
 ) -> Path:
-    """Write ``last.pt``: weights, optimisers, data position, balance, random states, counters, the run's fingerprint.
+    """Write ``last.pt``: weights, optimisers, the parts' states, random states, counters, the run's fingerprint.
 
     Raises:
         UserError: the disk is full; the former checkpoint stays.
     """
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     content = {
         "fingerprint": fingerprint,
-        "parameters": {name: p.detach() for name, p in trained.items()},
+        "parameters": _trained(module),
         "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-        "windows": windows.state_dict(),
-        "balancer": balancer.state_dict(),
+        "parts": {name: part.state_dict() for name, part in parts.items()},
         "progress": asdict(progress),
         "random": {
             "python": random.getstate(),
@@ -63,7 +69,31 @@ def save(
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         },
     }
-    path = folder / NAME
+    return _write(content, folder / NAME)
+
+
+def save_best(folder: Path, module: nn.Module) -> Path:
+    """Write ``best.pt``, the trained weights alone; errors as of :func:`save`."""
+    return _write(_trained(module), folder / BEST)
+
+
+def load_best(folder: Path, module: nn.Module) -> None:
+    """Put the weights of ``best.pt`` back."""
+    _copy(torch.load(folder / BEST, weights_only=True, map_location="cpu"), module)
+
+
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _copy(values: Mapping[str, Tensor], module: nn.Module) -> None:
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
+
+
+def _write(content: Any, path: Path) -> Path:
     with replacing(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
@@ -79,8 +109,7 @@ def load(
     folder: Path,
     module: nn.Module,
     optimisers: Sequence[torch.optim.Optimizer],
-    windows: TrainingWindows,
-    balancer: Balancer,
+    parts: Mapping[str, Stateful],
     fingerprint: str,
 ) -> Progress:
     """Put everything back as :func:`save` found it.
@@ -108,14 +137,11 @@ def load(
             f"{path} belongs to a run with fingerprint {content['fingerprint'][:8]}, and this configuration has "
             f"{fingerprint[:8]}: resume with the flags of that run, or start a new one"
         )
-    parameters = dict(module.named_parameters())
-    with torch.no_grad():
-        for name, value in content["parameters"].items():
-            parameters[name].copy_(value)
+    _copy(content["parameters"], module)
     for optimiser, state in zip(optimisers, content["optimisers"], strict=True):
         optimiser.load_state_dict(state)
-    windows.load_state_dict(content["windows"])
-    balancer.load_state_dict(content["balancer"])
+    for name, part in parts.items():
+        part.load_state_dict(content["parts"][name])
     random.setstate(content["random"]["python"])
     np.random.set_state(content["random"]["numpy"])
     torch.set_rng_state(content["random"]["torch"])

@@ -73,6 +73,10 @@ class Engine:
         """Within it, gradients stay local: for all but the last micro-batch of a step."""
         return self._fabric.no_backward_sync(module, enabled=enabled)
 
+    def autocast(self) -> AbstractContextManager:
+        """The dtype of the student's products, outside the engine's own forward."""
+        return torch.autocast(self.device_type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
     def sum(self, value: float) -> float:
         """Sum of a number over all processes."""
         if self.world_size == 1:

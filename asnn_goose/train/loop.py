@@ -17,6 +17,7 @@ from asnn_goose.evaluation.perplexity import Comparison, compare
 from asnn_goose.reporting import RunFolder
 from asnn_goose.train import checkpoint
 from asnn_goose.train.checkpoint import Progress
+from asnn_goose.train.monitor import Monitor
 from asnn_goose.train.optimisers import clip, set_learning_rates
 from asnn_goose.train.progress import watch
 from asnn_goose.train.setting import Setting
@@ -77,7 +78,7 @@ def evaluate(
 
 def autocast(setting: Setting):
     """The dtype of the student's products, outside the engine's own forward."""
-    return torch.autocast(setting.engine.device_type, torch.bfloat16, enabled=setting.engine.precision == "bfloat16")
+    return setting.engine.autocast()
 
 
 @contextmanager
@@ -115,7 +116,8 @@ def line(step: int, total: int, metrics: Mapping[str, float], shown: Mapping[str
 def train(setting: Setting, recorder: Recorder, progress: Progress) -> Comparison | None:
     """Go from ``progress``, which counts on, to the last step; returns what the look after that step saw.
 
-    None where there was no step left to take, and on processes other than the main one.
+    None where there was no step left to take, where weights of an earlier step were put back, and on processes other
+    than the main one.
 
     Raises:
         Interrupted: Ctrl-C; a checkpoint was written first.
@@ -123,9 +125,10 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
     """
     config, engine = setting.experiment.train, setting.engine
     total = setting.context.total_steps
-    module, optimisers = setting.module, setting.optimisers
+    module, optimisers, stages = setting.module, setting.optimisers, setting.stages
     started, session = progress.wall_seconds, time.monotonic()
     validation = watch_teacher(setting, setting.text.validation, "validation")
+    monitor = Monitor(setting, validation)
     shown: dict[str, str] = {}
     seen = None
 
@@ -136,8 +139,7 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
                 recorder.folder.checkpoints,
                 module,
                 optimisers.present(),
-                setting.windows,
-                setting.context.balancer,
+                setting.parts(),
                 progress,
                 setting.fingerprint,
             )
@@ -147,21 +149,40 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
         if engine.rank == 0:
             seen = evaluate(setting, setting.text.validation, validation, "validation")
             shown["val_ppl"] = f"{seen.student_ppl:.1f}"
-            recorder.log(
-                progress.step,
-                {
-                    "val_ppl": seen.student_ppl,
-                    "val_ce": float(seen.student_nll_W.sum()) / seen.tokens,
-                    "val_kl": seen.kl_to_teacher,
-                    "val_top1": seen.top1_agreement,
-                },
-            )
+            found = {
+                "val_ppl": seen.student_ppl,
+                "val_ce": float(seen.student_nll_W.sum()) / seen.tokens,
+                "val_kl": seen.kl_to_teacher,
+                "val_top1": seen.top1_agreement,
+            } | monitor.look(progress.step)
+            recorder.log(progress.step, found | ({} if stages is None else stages.forgetting(module, engine)))
         engine.barrier()
         return seen
 
+    def judge(seen: Comparison | None) -> None:
+        """Ask early stopping and the curriculum, with one answer for all processes."""
+        if setting.stopper is None and stages is None:
+            return
+        val_ce = engine.sum(0.0 if seen is None else float(seen.student_nll_W.sum()) / seen.tokens)
+        if stages is not None and stages.observe(progress.step, val_ce):
+            begin_stage()
+        if setting.stopper is None:
+            return
+        progress.stopped = setting.stopper.observe(progress.step, val_ce)
+        if setting.stopper.best_step == progress.step and recorder.folder is not None:
+            checkpoint.save_best(recorder.folder.checkpoints, module)
+
+    def begin_stage() -> None:
+        if stages is not None and stages.config.restart_on_stage:
+            optimisers.restart()
+
     def step() -> tuple[dict[str, float], int]:
-        lr = set_learning_rates(optimisers.student, config, progress.step, total)
+        if stages is not None and stages.advance(progress.step):
+            begin_stage()
+        begin, end = (0, total) if stages is None else stages.span()
+        lr = set_learning_rates(optimisers.student, config, progress.step - begin, end - begin)
         batches = [next(setting.windows) for _ in range(config.accumulate)]
+        monitor.batch = batches[0]
         try:
             metrics = accumulate_gradients(setting.context, batches, progress.step)
             handed_over = optimisers.handed_over()
@@ -176,7 +197,7 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
             metrics = {}
         for optimiser in optimisers.present():
             optimiser.zero_grad(set_to_none=True)
-        metrics |= {"lr": lr, "skipped_steps": progress.skipped}
+        metrics |= {"lr": lr, "skipped_steps": progress.skipped} | ({} if stages is None else {"stage": stages.number})
         return metrics, int(engine.sum(float(sum(batch.input_ids.numel() for batch in batches))))
 
     bar = tqdm(
@@ -186,7 +207,7 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
     with stop_on_interrupt() as asked, bar:
         module.train()
         first = progress.step
-        while progress.step < total:
+        while progress.step < total and not progress.stopped:
             begun = time.monotonic()
             metrics, tokens = step()
             progress.step += 1
@@ -203,13 +224,27 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
                 _log.info(line(progress.step, total, metrics, shown, left))
             if progress.step % config.eval_every == 0 or last:
                 seen = look()
+                judge(seen)
             bar.set_postfix(shown)
             # Every process must leave after the same step, or one would wait for the others for ever.
             stop = engine.sum(float(asked[0])) > 0
-            if progress.step % config.checkpoint_every == 0 or last or stop:
+            if progress.step % config.checkpoint_every == 0 or last or stop or progress.stopped:
                 save()
             if stop:
                 engine.barrier()
                 raise Interrupted
+    if put_best_back(setting, recorder, progress):
+        seen = None
     progress.wall_seconds = started + time.monotonic() - session
     return seen
+
+
+def put_best_back(setting: Setting, recorder: Recorder, progress: Progress) -> bool:
+    """Give the student the weights of its best look, where early stopping is asked for; whether they are others."""
+    stopper = setting.stopper
+    if stopper is None or stopper.best_step in (None, progress.step) or recorder.folder is None:
+        return False
+    ended = "stopped early" if progress.stopped else "ended"
+    _log.info("training %s at step %d; the student is that of step %d", ended, progress.step, stopper.best_step)
+    checkpoint.load_best(recorder.folder.checkpoints, setting.module)
+    return True

@@ -33,7 +33,7 @@ from asnn_goose.reporting.record import (
 )
 from asnn_goose.train.checkpoint import Progress
 from asnn_goose.train.loop import autocast, evaluate, watch_teacher
-from asnn_goose.train.setting import Setting, seen_tokens
+from asnn_goose.train.setting import Setting
 
 PROMPT_TOKENS, NEW_TOKENS = 16, 40
 RASTER_SITE = "channel_key"
@@ -137,23 +137,45 @@ def measure(
         baselines=baselines,
         spikes=spike_result(sites) if spiking else None,
         energy=energy_result(setting, sites),
-        temperature_final=final_temperature(module),
+        temperature_final=final_temperature(setting),
         sample=sample,
         raster=raster,
+        schedule_notes=(*stage_notes(setting, progress), *stopping_notes(setting, progress)),
     )
 
 
-def final_temperature(module) -> float:
+def stage_notes(setting: Setting, progress: Progress) -> list[str]:
+    """What became of each stage."""
+    if setting.stages is None:
+        return []
+    return setting.stages.notes(progress.step, setting.module.temperature is not None)
+
+
+def stopping_notes(setting: Setting, progress: Progress) -> list[str]:
+    """What early stopping did."""
+    stopper = setting.stopper
+    if stopper is None or stopper.best_step is None:
+        return []
+    total, ended = setting.context.total_steps, "Early stopping never struck"
+    if progress.stopped:
+        ended = f"Early stopping ended the run after step {progress.step} of {total}"
+    return [f"{ended}; the student is that of step {stopper.best_step}, whose validation cross-entropy was the lowest."]
+
+
+def final_temperature(setting: Setting) -> float:
     """T of the distillation terms after the last step."""
-    return module.fixed_temperature if module.temperature is None else float(module.temperature()[1].detach())
+    module, context = setting.module, setting.context
+    if module.temperature is None:
+        return context.temperature(context.total_steps)
+    return float(module.temperature()[1].detach())
 
 
 def count_baselines(setting: Setting, tokens_seen: int) -> Baselines:
     """Unigram and bigram perplexities on the test windows."""
-    experiment, shard = setting.experiment, setting.text.shards["train"]
+    shard = setting.text.shards["train"]
     vocabulary = setting.teacher.vocab_size
     everything = np.asarray(shard.tokens)
-    seen, starts = seen_tokens(shard, experiment.data.window, experiment.seed, tokens_seen)
+    seen, starts = setting.seen_tokens(tokens_seen)
     test = list(arrays(setting.text.test.batches))
     return Baselines(
         unigram_ppl=perplexity(fit_unigram(everything, vocabulary), test),

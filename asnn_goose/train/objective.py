@@ -16,7 +16,7 @@ from asnn_goose.losses.sparse import draw_targets, random_sampling_ce
 from asnn_goose.losses.tiles import TILE, tiled_sum
 from asnn_goose.models import GooseForCausalLM
 from asnn_goose.models.projections import reading, student_projections
-from asnn_goose.schedules import LearnableTemperature
+from asnn_goose.schedules import LearnableTemperature, MinimisedTemperature
 from asnn_goose.train.features import FeatureTerms, Inside
 from asnn_goose.train.teacher_targets import Targets
 
@@ -60,12 +60,13 @@ class Distillation(nn.Module):
             with torch.no_grad():
                 self.auxiliary_head.weight.copy_(student.lm_head.weight)
         temperature = config.temperature
-        self.fixed_temperature = temperature.init
-        self.temperature = (
-            LearnableTemperature(temperature.init, temperature.low, temperature.high)
-            if temperature.mode == "learned"
-            else None
-        )
+        start = temperature.init if temperature.ramp is None else temperature.ramp.start
+        if config.curriculum is not None and config.curriculum.temperatures is not None:
+            start = config.curriculum.temperatures[0]
+        self.temperature = None
+        if temperature.mode != "fixed":
+            kind = {"learned": LearnableTemperature, "minimised": MinimisedTemperature}[temperature.mode]
+            self.temperature = kind(start, temperature.low, temperature.high)
 
     def steered(self) -> list[nn.Parameter]:
         """Every trainable parameter but the temperature's: what the student's optimiser moves."""
@@ -92,6 +93,7 @@ class Distillation(nn.Module):
         mask: Tensor,
         targets: Targets,
         lam: float,
+        scheduled: float,
         weights: Mapping[str, float],
         apart: bool = False,
     ):
@@ -101,10 +103,11 @@ class Distillation(nn.Module):
             input_ids, mask: [B, L].
             targets: of the teacher, for these windows.
             lam: strength of the temperature's adversary.
+            scheduled: T, where it is not learned.
             weights: name -> factor that the sums will be combined with.
             apart: each term will be differentiated alone, so that the fused operation runs once per term.
         """
-        adversarial, plain = (self.fixed_temperature,) * 2 if self.temperature is None else self.temperature(lam)
+        adversarial, plain = (scheduled,) * 2 if self.temperature is None else self.temperature(lam)
         out = None
         modules = student_projections(self.student) if self.features is not None and self.features.relations else {}
         with reading(modules) as projections:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from asnn_goose.config.distillation import TemperatureConfig
 from asnn_goose.config.schema import TrainConfig
 from asnn_goose.models.spiking import Neuron
-from asnn_goose.schedules import warmup_cosine
 from asnn_goose.train.dot import DOT
 from asnn_goose.train.objective import Distillation
+from asnn_goose.train.plan import learning_rate
 
 ELEMENTWISE = ("bonus_HD",)
 """Parameters of two dimensions that no product of matrices takes: vectors, as far as weight decay goes."""
@@ -30,6 +30,11 @@ class Optimisers(NamedTuple):
     def handed_over(self) -> list[Tensor]:
         """Gradients that wait in the student's optimiser beside ``.grad``."""
         return self.student.handed_over() if isinstance(self.student, DOT) else []
+
+    def restart(self) -> None:
+        """Forget moments and momenta, as if the next step were the first."""
+        for optimiser in self.present():
+            optimiser.state.clear()
 
 
 def freeze(module: Distillation, config: TrainConfig) -> None:
@@ -66,7 +71,7 @@ def student_groups(module: Distillation, config: TrainConfig) -> list[dict]:
 
 def build_optimisers(module: Distillation, train: TrainConfig, temperature: TemperatureConfig) -> Optimisers:
     """AdamW over the student's groups, or DOT, which knows one group; SGD without momentum or decay over the raw
-    temperature."""
+    temperature, or Adam where it is minimised."""
     student: torch.optim.Optimizer
     if train.optimiser == "dot":
         group = {"name": "all", "params": module.steered(), "factor": 1.0}
@@ -76,12 +81,13 @@ def build_optimisers(module: Distillation, train: TrainConfig, temperature: Temp
         student = torch.optim.AdamW(groups, lr=train.lr, betas=betas, fused=True)
     if module.temperature is None:
         return Optimisers(student, None)
-    return Optimisers(student, torch.optim.SGD(module.temperature.parameters(), lr=temperature.lr))
+    kind = torch.optim.SGD if temperature.mode == "learned" else torch.optim.Adam
+    return Optimisers(student, kind(module.temperature.parameters(), lr=temperature.lr))
 
 
 def set_learning_rates(optimiser: torch.optim.Optimizer, config: TrainConfig, step: int, total: int) -> float:
-    """Write the rates of the update that follows ``step`` updates; returns the matrices' rate."""
-    lr = config.lr * warmup_cosine(step, total, config.warmup, config.lr_end)
+    """Write the rates of the update that follows ``step`` of ``total`` updates; returns the matrices' rate."""
+    lr = learning_rate(config, step, total)
     for group in optimiser.param_groups:
         group["lr"] = lr * group["factor"]
     return lr

@@ -63,9 +63,8 @@ def run_session(
         _log.info("run folder %s", folder.path)
     if resume is not None:
         progress = checkpoint.load(
-            resume / "checkpoints", setting.module, setting.optimisers.present(), setting.windows,
-            setting.context.balancer, setting.fingerprint,
-        )  # fmt: skip
+            resume / "checkpoints", setting.module, setting.optimisers.present(), setting.parts(), setting.fingerprint
+        )
         if folder is not None:
             folder.resume(progress.step)
     before = progress.wall_seconds

@@ -13,6 +13,7 @@ from asnn_goose.cache import cache_root
 from asnn_goose.config import Experiment, fingerprint
 from asnn_goose.config.schema import NeuronConfig
 from asnn_goose.data.corpora import load_corpus, split_documents
+from asnn_goose.data.curriculum import CurriculumWindows
 from asnn_goose.data.loader import Batch, EvaluationSet, TrainingWindows, evaluation_windows
 from asnn_goose.data.targets import states_key, stored_states
 from asnn_goose.data.tokenize import TokenShard, tokenise
@@ -21,14 +22,17 @@ from asnn_goose.kernels.lif import lif_backend
 from asnn_goose.kernels.wkv7 import wkv7_backend
 from asnn_goose.models import Teacher, build_student, load_teacher, require_same_vocabulary
 from asnn_goose.models.teacher import load_tokenizer
+from asnn_goose.schedules import EarlyStopping, earliest_stop
 from asnn_goose.train.balance import BALANCERS
 from asnn_goose.train.capture import capture
+from asnn_goose.train.checkpoint import Stateful
 from asnn_goose.train.dot import DOT
 from asnn_goose.train.engine import Engine
 from asnn_goose.train.features import FeatureTerms, Shape, feature_terms
 from asnn_goose.train.objective import Distillation
 from asnn_goose.train.optimisers import Optimisers, build_optimisers, freeze
 from asnn_goose.train.progress import watch
+from asnn_goose.train.stages import Stages, make_stages
 from asnn_goose.train.step import StepContext
 from asnn_goose.train.teacher_targets import OnlineTargets, StoredTargets
 from asnn_goose.train.term_gradients import Balancer
@@ -57,12 +61,31 @@ class Setting:
     engine: Engine
     teacher: Teacher
     text: Text
-    windows: TrainingWindows
+    windows: TrainingWindows | CurriculumWindows
     module: Distillation
     """What trains, without the engine's wrapper, which ``context`` has."""
     optimisers: Optimisers
     context: StepContext
     fingerprint: str
+    stopper: EarlyStopping | None = None
+    stages: Stages | None = None
+    fitted: tuple[int, ...] = ()
+    """Windows that the student's start was fitted on."""
+
+    def parts(self) -> dict[str, Stateful]:
+        """What a checkpoint keeps beside weights and optimisers."""
+        parts: dict[str, Stateful] = {"windows": self.windows, "balancer": self.context.balancer}
+        others = {"stopper": self.stopper, "stages": self.stages}
+        return parts | {name: part for name, part in others.items() if part is not None}
+
+    def seen_tokens(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, window starts) of what the student has seen in ``tokens`` training tokens, each window once."""
+        window = self.experiment.data.window
+        if isinstance(self.windows, TrainingWindows):
+            return seen_tokens(self.text.shards["train"], window, self.experiment.seed, tokens)
+        # Stages read other windows, and in another order, than those that the start was fitted on.
+        ids = self.windows.tokens(list(dict.fromkeys([*self.fitted, *self.windows.seen()]))).numpy().reshape(-1)
+        return ids, np.arange(0, ids.size, window)
 
     def teacher_states(self, split: EvaluationSet, watch: Callable[[Iterable], Iterable]) -> list[Tensor]:
         """The teacher's states on an evaluation set, from the store."""
@@ -125,14 +148,16 @@ def prepare(experiment: Experiment) -> Setting:
     shapes = Shape(experiment.student.layers, width), Shape(teacher.num_layers, teacher.hidden_size)
     torch.manual_seed(experiment.seed)
     features = feature_terms(experiment.distillation.losses, *shapes)
-    targets = teacher_targets(experiment, teacher, text, windows, total, features)
+    reads = total * train.batch_size * train.accumulate * train.devices
+    targets = teacher_targets(experiment, teacher, text, windows.upcoming(reads), features)
     # Not more than training will read: the baselines are fitted on exactly what the student saw.
     fit_tokens = min(experiment.student.fit_tokens, total * train.step_tokens(data.window))
     fit_BL = first_windows(text.shards["train"], data.window, experiment.seed, fit_tokens)
-    fit_BLE = None
+    fit_BLE, fitted = None, ()
     if experiment.student.init == "regression":
+        fitted = tuple(windows.upcoming(len(fit_BL)))
         if isinstance(targets, StoredTargets) and targets.store.k is None:
-            fit_BLE = targets.store.final(torch.tensor(windows.upcoming(len(fit_BL))))
+            fit_BLE = targets.store.final(torch.tensor(fitted))
         else:
             fit_BLE = fit_states(teacher, fit_BL)
     # Again: students of one seed start alike, whatever projectors were drawn before them.
@@ -143,12 +168,16 @@ def prepare(experiment: Experiment) -> Setting:
     optimisers = build_optimisers(module, train, experiment.distillation.temperature)
     wrapped, present = engine.setup(module, *optimisers.present())
     optimisers = Optimisers(present[0], present[1] if len(present) > 1 else None)
+    automatic = resolved(experiment, engine, teacher, text)
+    stages = make_stages(
+        experiment, engine, module, automatic, text.shards["train"], windows.upcoming(reads), fit_BL.numel()
+    )
     return Setting(
         experiment=experiment,
         engine=engine,
         teacher=teacher,
         text=text,
-        windows=windows,
+        windows=windows if stages is None else stages.windows,
         module=module,
         optimisers=optimisers,
         context=StepContext(
@@ -159,8 +188,12 @@ def prepare(experiment: Experiment) -> Setting:
             total,
             make_balancer(experiment),
             optimisers.student.hand_over if isinstance(optimisers.student, DOT) else None,
+            None if stages is None else stages.curriculum,
         ),
-        fingerprint=fingerprint(experiment, resolved(experiment, engine, teacher, text)),
+        fingerprint=fingerprint(experiment, automatic),
+        stopper=make_stopper(experiment, total, stages),
+        stages=stages,
+        fitted=fitted,
     )
 
 
@@ -168,12 +201,11 @@ def teacher_targets(
     experiment: Experiment,
     teacher: Teacher,
     text: Text,
-    windows: TrainingWindows,
-    total_steps: int,
+    upcoming: Sequence[int],
     features: FeatureTerms | None,
 ) -> OnlineTargets | StoredTargets:
-    """Where a step learns what the teacher says; a store is filled for all the windows that the run will read."""
-    distillation, train = experiment.distillation, experiment.train
+    """Where a step learns what the teacher says; a store is filled for all the windows that the run may read."""
+    distillation = experiment.distillation
     if distillation.targets == "online":
         return OnlineTargets(teacher, features)
     layers = () if features is None else features.teacher_layers()
@@ -182,7 +214,7 @@ def teacher_targets(
         teacher,
         text.shards["train"],
         experiment.data.window,
-        windows.upcoming(total_steps * train.batch_size * train.accumulate * train.devices),
+        upcoming,
         kind=distillation.targets,
         layers=layers,
         k=bucket.k if distillation.targets == "topk" and bucket is not None else None,
@@ -190,6 +222,39 @@ def teacher_targets(
         watch=lambda batches: watch(batches, "teacher, training text"),
     )
     return StoredTargets(teacher, store, layers)
+
+
+def make_stopper(experiment: Experiment, total_steps: int, stages: Stages | None) -> EarlyStopping | None:
+    """Early stopping as configured; warns of what it can forestall."""
+    train = experiment.train
+    if train.stopping is None:
+        return None
+    patience, grace = train.stopping.patience, int(train.stopping.grace * total_steps)
+    first = earliest_stop(train.eval_every, patience, grace)
+    begins = {phase: share * total_steps for phase, share in phases(experiment).items()}
+    if stages is not None:
+        begins["the curriculum's last stage begins"] = stages.earliest_last(train.eval_every)
+    for phase, step in begins.items():
+        if first <= step:
+            _log.warning(
+                "early stopping can end the run after step %d, and %s only at step %.0f: raise train.stopping.grace",
+                first, phase, step,
+            )  # fmt: skip
+    return EarlyStopping(patience, train.stopping.min_delta, grace)
+
+
+def phases(experiment: Experiment) -> dict[str, float]:
+    """What begins or ends within a run, as the end of a sentence -> share of the run at which it does."""
+    distillation = experiment.distillation
+    found = {"the learning rate's warm-up ends": experiment.train.warmup}
+    if distillation.temperature.mode == "learned":
+        found["the temperature's adversary begins"] = distillation.temperature.lambda_start
+    if distillation.balance.mode == "gradnorm":
+        found["GradNorm begins"] = distillation.balance.start
+    for name, term in distillation.losses.present().items():
+        if term.ramp is not None:
+            found[f"the weight of {name} is its own"] = term.ramp.end
+    return found
 
 
 def make_balancer(experiment: Experiment) -> Balancer:

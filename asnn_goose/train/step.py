@@ -11,7 +11,8 @@ from asnn_goose.config.distillation import DistillationConfig
 from asnn_goose.config.losses import TEMPERED
 from asnn_goose.data.loader import Batch
 from asnn_goose.losses import combine
-from asnn_goose.schedules import anchor_penalty, cosine_lambda, ramp
+from asnn_goose.schedules import Curriculum, Stage, anchor_penalty
+from asnn_goose.train import plan
 from asnn_goose.train.balance import GradNorm
 from asnn_goose.train.engine import Engine
 from asnn_goose.train.teacher_targets import Targets
@@ -32,24 +33,25 @@ class StepContext:
     hand_over: Callable[[list[Tensor | None]], None] | None = None
     """For an optimiser that wants the gradient of all terms but ce apart: where to, in the order of
     ``Distillation.steered()``. ``.grad`` then holds that of ce alone."""
+    curriculum: Curriculum | None = None
+    """Whose present stage sets temperature and weights, where it has any."""
+
+    @property
+    def stage(self) -> Stage | None:
+        """What holds now, with a curriculum."""
+        return None if self.curriculum is None else self.curriculum.settings
 
     def lam(self, step: int) -> float:
         """Strength of the temperature's adversary at an optimiser step."""
-        temperature = self.config.temperature
-        start, end = temperature.lambda_start * self.total_steps, temperature.lambda_end * self.total_steps
-        return temperature.lambda_max * cosine_lambda(step, start, end)
+        return plan.adversary(self.config, step, self.total_steps)
 
     def weights(self, step: int) -> dict[str, float]:
         """Name -> configured weight at an optimiser step."""
-        weights, x = {}, step / self.total_steps
-        for name, term in self.config.losses.present().items():
-            way = term.ramp
-            weights[name] = (
-                term.weight
-                if way is None
-                else ramp((x - way.begin) / (way.end - way.begin), way.start, term.weight, way.shape)
-            )
-        return weights
+        return plan.weights(self.config, step, self.total_steps, self.stage)
+
+    def temperature(self, step: int) -> float:
+        """The scheduled temperature at an optimiser step."""
+        return plan.temperature(self.config, step, self.total_steps, self.stage)
 
 
 def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: int) -> dict[str, float]:
@@ -60,7 +62,7 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
     token, and is spread evenly over the micro-batches.
     """
     engine, module, balancer = context.engine, context.module, context.balancer
-    lam, weights = context.lam(step), context.weights(step)
+    lam, weights, scheduled = context.lam(step), context.weights(step), context.temperature(step)
     factors = balancer.weights()
     apart = context.hand_over is not None or balancer.needs_gradients(step)
     applied = weights if apart else {name: weight * factors[name] for name, weight in weights.items()}
@@ -74,12 +76,12 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
         ids, mask = batch.input_ids.to(engine.device), batch.mask.to(engine.device)
         targets = context.targets(batch)
         with engine.no_sync(module, enabled=index < len(batches) - 1):
-            sums, adversarial, plain = module(ids, mask, targets, lam, applied, apart=apart)
+            sums, adversarial, plain = module(ids, mask, targets, lam, scheduled, applied, apart=apart)
             total, parts = combine(sums, applied, count)
             if module.temperature is not None:
                 # Only the distillation terms reach the adversarial T: sum of w dL/dT, before the reversal.
                 adversarial.register_hook(lambda slope: None if slope is None else slopes.append(slope))
-                penalty = _anchor(context, plain) / (len(batches) * engine.world_size)
+                penalty = _anchor(context, plain, scheduled) / (len(batches) * engine.world_size)
                 parts["loss_anchor"] = penalty.item()
                 total = total + penalty
                 if apart:
@@ -105,7 +107,7 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
         metrics[f"loss_{name}_weighted"] = weight * factors[name] * metrics[f"loss_{name}_raw"]
     metrics["loss_total"] = sum(metrics[f"loss_{name}_weighted"] for name in weights)
     metrics["valid_tokens"] = count
-    metrics["temperature"] = module.fixed_temperature
+    metrics["temperature"] = scheduled
     if module.temperature is not None and plain is not None:
         slope = engine.sum(sum(slope.item() for slope in slopes)) / engine.world_size
         tempered = sum(weight for name, weight in applied.items() if name in TEMPERED)
@@ -115,10 +117,9 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
     return metrics
 
 
-def _anchor(context: StepContext, temperature: Tensor) -> Tensor:
+def _anchor(context: StepContext, temperature: Tensor, scheduled: float) -> Tensor:
     config = context.config.temperature
-    anchor = config.init if config.anchor is None else config.anchor
-    return anchor_penalty(temperature, anchor, config.anchor_weight)
+    return anchor_penalty(temperature, scheduled if config.anchor is None else config.anchor, config.anchor_weight)
 
 
 def _add_gradients(

@@ -30,12 +30,16 @@ def other_value(value: Any, key: str) -> Any:
             return 0.9 * value or 0.05
         case str():
             return f"{value}x"
+        case [first, *rest]:
+            return [0.9 * first, *rest]
         case None:
             return "x" if "text" in keys()[key].allowed else 3
     raise TypeError(f"{key}: no other value for {value!r}")
 
 
-REQUIRED = {"losses": {"weight": 0.3}, "ramp": {"start": 0.1}}
+REQUIRED: dict[str, dict[str, float]] = {
+    "losses": {"weight": 0.3}, "ramp": {"start": 1.5}, "stopping": {}, "curriculum": {},
+}  # fmt: skip
 """What a branch that is absent needs to exist, by the name of its parent or its own."""
 
 
@@ -74,12 +78,22 @@ def test_fingerprint_sees_each_key_or_leaves_it_out_on_purpose(key: str):
 def test_what_stays_out_is_written_down_twice():
     words = {"version", "parent", "question", "change", "train.scale"}
     looks = {"train.log_every", "train.eval_every", "train.checkpoint_every", "train.wandb", "train.device"}
+    looks |= {"train.monitor_gradients"}
     names = {"teacher.name", "student.tokenizer", "data.source", "data.name", "data.path", "data.text_field"}
     automatic = {"teacher.dtype", "train.precision", "student.wkv_backend"}
     automatic |= {"student.neuron.backend", "student.hidden_neuron.backend"}
     assert words | looks == NOT_NUMBERS
     assert names | automatic == RESOLVED.keys()
     assert keys().keys() >= NOT_NUMBERS | RESOLVED.keys()
+
+
+def test_how_often_one_looks_matters_to_early_stopping_alone():
+    prints = [
+        fingerprint(load(f"--train.eval_every={every}", *stopping), RESOLUTION)
+        for stopping in ([], ["--train.stopping.patience=5"])
+        for every in (7, 8)
+    ]
+    assert prints[0] == prints[1] and prints[2] != prints[3] and prints[0] != prints[2]
 
 
 def test_fingerprint_sees_what_was_resolved():

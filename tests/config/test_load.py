@@ -220,11 +220,12 @@ def test_question_and_change_are_not_inherited(tmp_path: Path):
 
 
 # Keys that another one constrains: a random value of one alone would be refused for the sake of the other.
-TEMPERATURE = ("mode", "init", "low", "high", "anchor", "lambda_start", "lambda_end")
+TEMPERATURE = ("mode", "init", "low", "high", "anchor", "lambda_start", "lambda_end", "ramp.start")
 CONSTRAINED = {"data.source", "data.path", "distillation.targets"}
 CONSTRAINED |= {f"distillation.temperature.{name}" for name in TEMPERATURE}
 CONSTRAINED |= {"distillation.balance.mode", "distillation.balance.low", "distillation.balance.high"}
 CONSTRAINED |= {"train.optimiser", "train.devices"}
+CONSTRAINED |= {key for key in settable() if key.startswith("distillation.curriculum.")}
 CONSTRAINED |= {key for key in settable() if key.endswith((".ramp.begin", ".ramp.end")) or "_relation." in key}
 
 

@@ -173,7 +173,7 @@ def make_run(make_result: Callable[..., Result]) -> Callable[..., RunFolder]:
                 temperature_lambda=step / 20, temperature_gradient=-0.1, loss_anchor=1e-5 * step**2,
             )  # fmt: skip
             if step % 6 == 0:
-                folder.log(step, val_ppl=float(np.exp(ce)))
+                folder.log(step, val_ppl=float(np.exp(ce)), easy_ce=ce - 1.0, hard_ce=ce + 1.0)
         rng = np.random.default_rng(0)
         raster = folder.write_raster(1, "key", ["The", " $", " bank"], rng.integers(-1, 2, size=(12, 40)))
         identity = {

@@ -16,6 +16,7 @@ from asnn_goose.reporting.plots import (
     plot_perplexity,
     plot_raster,
     plot_spikes,
+    plot_stages,
     plot_temperature,
 )
 from asnn_goose.reporting.record import SiteSpikes
@@ -58,6 +59,7 @@ DRAWINGS = {
         curve("T", 0.4 * x), path, low=1, high=5, anchor=2, strength=curve("lambda", 0.1), gradient=curve("G", 0.2)
     ),
     "optimiser": lambda path, x: plot_optimiser(curve("lr", 1e-3 * x), curve("grad_norm"), path, clip=1.0),
+    "stages": lambda path, x: plot_stages(curve("easy", x), curve("hard", 2), [3e4, 6e4], path),
     "spikes": lambda path, x: plot_spikes(sites(6, 0.2 * x), path),
     "many layers": lambda path, x: plot_spikes(sites(30, 0.2 * x) + sites(1, 0.5)[:1], path),
     "raster": lambda path, x: plot_raster(["a", " $_1$", "\n", "é", "日本"], raster(int(10 * x)), path),
@@ -120,6 +122,27 @@ def test_a_raster_shows_each_sign_in_proportion(tmp_path):
     image = pixels(plot_raster(["a", "b"], spikes, tmp_path / "a.png"))
     # The key's two squares and the lines between tokens blur the ratio a little.
     assert share(image, BLUE) / share(image, VERMILLION) == pytest.approx(2, rel=0.03)
+
+
+def test_each_stage_that_begins_is_a_line(tmp_path):
+    def drawn(*begins):
+        return pixels(plot_stages(curve("easy"), curve("hard", 2), begins, tmp_path / "a.png"))
+
+    def lines(*begins):
+        """Columns that differ from those of a figure without stages over a quarter of the height."""
+        differs = np.abs(drawn(*begins) - drawn()).max(axis=-1) > 0.1
+        return (differs.mean(axis=0) > 0.25).nonzero()[0]
+
+    first, second = lines(4e4), lines(8e4)
+    assert 0 < len(first) <= 4 and 0 < len(second) <= 4 and second.min() > first.max() + 50
+    assert lines(4e4, 8e4).tolist() == [*first, *second]
+
+
+def test_an_anchor_that_moves_is_not_drawn(tmp_path):
+    def drawn(anchor):
+        return plot_temperature(curve("T", 0.4), tmp_path / f"{anchor}.png", low=1, high=5, anchor=anchor).read_bytes()
+
+    assert drawn(None) != drawn(2.0)
 
 
 def test_a_single_point_still_shows(tmp_path):

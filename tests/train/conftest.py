@@ -59,9 +59,8 @@ def go_on() -> Callable[..., Session]:
     def gone_on(experiment: Experiment, path: Path) -> Session:
         setting, folder = prepare(experiment), RunFolder.open(path)
         progress = checkpoint.load(
-            folder.checkpoints, setting.module, setting.optimisers.present(), setting.windows,
-            setting.context.balancer, setting.fingerprint,
-        )  # fmt: skip
+            folder.checkpoints, setting.module, setting.optimisers.present(), setting.parts(), setting.fingerprint
+        )
         folder.resume(progress.step)
         return Session(setting, folder, progress, Recorder(folder, _no_tracker()))
 

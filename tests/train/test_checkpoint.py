@@ -22,8 +22,7 @@ def save(session, fingerprint: str | None = None):
         session.folder.checkpoints,
         setting.module,
         setting.optimisers.present(),
-        setting.windows,
-        setting.context.balancer,
+        setting.parts(),
         session.progress,
         fingerprint or setting.fingerprint,
     )
@@ -35,8 +34,7 @@ def load(session, fingerprint: str | None = None):
         session.folder.checkpoints,
         setting.module,
         setting.optimisers.present(),
-        setting.windows,
-        setting.context.balancer,
+        setting.parts(),
         fingerprint or setting.fingerprint,
     )
 

@@ -74,7 +74,7 @@ def test_two_processes_give_the_parameters_of_one(start, tiny_experiment, tiny_f
     for name, parameter in expected.items():
         torch.testing.assert_close(saved["parameters"][name], parameter, rtol=1e-4, atol=2e-5, msg=f"{name} differs")
     assert saved["progress"]["tokens"] == one.progress.tokens == 3 * 2 * 2 * 16
-    assert saved["windows"] == one.setting.windows.state_dict()
+    assert saved["parts"]["windows"] == one.setting.windows.state_dict()
     # The second process repeats nothing, and the engine says nothing.
     assert told.count("loading libraries") == told.count("step 3/3") == 1
     assert "distributed" not in told.lower() and "rank" not in told.lower()

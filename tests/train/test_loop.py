@@ -5,6 +5,7 @@ import logging
 import math
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from asnn_goose.reporting import read_metrics
 from asnn_goose.train.checkpoint import NAME
 from asnn_goose.train.loop import Interrupted, Recorder, evaluate, line, stop_on_interrupt, watch_teacher
 from asnn_goose.train.measure import Clock, measure
+from asnn_goose.train.setting import prepare
 
 CLOCKS = {"tokens_per_second"}
 """What metrics say about time."""
@@ -195,6 +197,83 @@ def test_a_step_that_is_not_finite_ends_in_a_sentence_and_spoils_nothing(start, 
         session.train()
     assert "\n" not in str(error.value)
     assert all(bool(torch.isfinite(p).all()) for p in session.setting.module.parameters())
+
+
+class Course:
+    """Validation cross-entropies made up, one per look."""
+
+    def __init__(self, monkeypatch, values):
+        self.values = iter(values)
+        monkeypatch.setattr("asnn_goose.train.loop.evaluate", self)
+
+    def __call__(self, setting, split, *_):
+        nll = torch.tensor([next(self.values)])
+        return SimpleNamespace(
+            student_nll_W=nll, tokens=1, student_ppl=nll.exp().item(), kl_to_teacher=0.0, top1_agreement=0.0
+        )
+
+
+STOPPING = {"train__steps": 9, "train__eval_every": 1, "train__stopping__patience": 3, "train__stopping__grace": 0.0}
+SERIES = (3.0, 2.5, 2.4, 2.41, 2.405, 2.399, 2.42, 2.43, 2.44)
+
+
+@pytest.mark.parametrize(("min_delta", "ends", "best"), [(0.01, 6, 3), (0.0, 9, 6)])
+def test_early_stopping_ends_the_run_and_puts_the_best_back(start, tiny_experiment, monkeypatch, min_delta, ends, best):
+    experiment = tiny_experiment(**STOPPING, train__stopping__min_delta=min_delta)
+    weights = {}
+
+    class Watching(Recorder):
+        def log(self, step, values):
+            super().log(step, values)
+            weights[step] = {n: p.detach().clone() for n, p in session.setting.module.named_parameters()}
+
+    session = start(experiment, Watching)
+    Course(monkeypatch, SERIES)
+    session.train()
+    assert (session.progress.step, session.setting.stopper.best_step) == (ends, best)
+    assert session.progress.stopped and session.seen is None
+    assert all(torch.equal(p, weights[best][n]) for n, p in session.setting.module.named_parameters())
+    assert not all(torch.equal(p, weights[ends][n]) for n, p in session.setting.module.named_parameters())
+
+
+def test_nothing_counts_within_the_grace_period(start, tiny_experiment, monkeypatch):
+    session = start(tiny_experiment(**(STOPPING | {"train__stopping__grace": 0.9})))
+    Course(monkeypatch, SERIES)
+    session.train()
+    assert session.progress.step == 9 and not session.progress.stopped
+
+
+def test_a_resumed_run_stops_where_the_straight_one_does(start, go_on, tiny_experiment, monkeypatch):
+    experiment = tiny_experiment(**STOPPING, train__stopping__min_delta=0.01)
+    straight = start(experiment)
+    Course(monkeypatch, SERIES)
+    straight.train()
+    broken = start(experiment, stopping_at(4))
+    course = Course(monkeypatch, SERIES)
+    with pytest.raises(Interrupted):
+        broken.train()
+    resumed = go_on(experiment, broken.folder.path)
+    assert next(course.values) == SERIES[4]
+    Course(monkeypatch, SERIES[4:])
+    resumed.train()
+    assert_same(resumed, straight)
+    assert resumed.setting.stopper.state_dict() == straight.setting.stopper.state_dict()
+    # A run that has stopped stays stopped.
+    again = go_on(experiment, resumed.folder.path)
+    assert again.train().progress.step == straight.progress.step == 6
+
+
+def test_a_stop_before_a_phase_begins_is_told(tiny_experiment, caplog):
+    ramp = {"distillation__losses__forward_kl__ramp__start": 0.0, "distillation__losses__forward_kl__ramp__end": 0.9}
+    changes = {"train__steps": 100, "train__eval_every": 5}
+    changes |= {"train__stopping__patience": 2, "train__stopping__grace": 0.2}
+    with caplog.at_level(logging.WARNING, "asnn_goose"):
+        prepare(tiny_experiment(**changes, **ramp))
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told == (
+        "early stopping can end the run after step 30, and the weight of forward_kl is its own only at step 90: raise "
+        "train.stopping.grace"
+    )
 
 
 # What is said

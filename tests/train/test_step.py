@@ -146,6 +146,42 @@ def test_lambda_follows_the_optimiser_step(build, ragged):
     assert [setting.context.lam(step) for step in (0, 8, 24, 40)] == pytest.approx([0.0, 0.0, 0.5, 1.0], abs=1e-12)
 
 
+def test_a_scheduled_temperature_is_used_logged_and_followed_by_the_anchor(build, ragged):
+    ramp = {f"distillation__temperature__ramp__{key}": value for key, value in {"start": 1.5, "end": 1.0}.items()}
+    for version, init in (("v10", 2.0), ("v11_1", 2.0)):
+        setting = build(version, **ramp, distillation__temperature__init=init, train__steps=8)
+        batch = ragged(setting)
+        _, metrics = gradients(setting, [batch], step=4)
+        if version == "v10":
+            # Half way from 1.5 to 2.
+            student_NV, teacher_NV, _ = logits_by_hand(setting, batch)
+            assert metrics["temperature"] == pytest.approx(1.75)
+            expected = kd_by_hand(student_NV, teacher_NV, 1.75).item()
+            assert metrics["loss_forward_kl_raw"] == pytest.approx(expected, rel=1e-5)
+        else:
+            # The learned one starts at 1.5 and its anchor has gone on: 0.1 (1.5 - 1.75)^2.
+            assert metrics["temperature"] == pytest.approx(1.5, rel=1e-6)
+            assert metrics["loss_anchor"] == pytest.approx(0.1 * 0.25**2, rel=1e-5)
+
+
+def test_a_minimised_temperature_climbs_where_the_adversary_turns(build, ragged):
+    """Against logits for which T^2 KL falls with T: Adam goes up by its rate, the reversal down."""
+    minimised = build(distillation__temperature__mode="minimised", distillation__temperature__anchor_weight=0.0)
+    learned = build(distillation__temperature__anchor_weight=0.0, distillation__temperature__lambda_start=0.0)
+    signs = []
+    for setting in (minimised, learned):
+        found, metrics = gradients(setting, [ragged(setting)], setting.context.total_steps)
+        signs.append(math.copysign(1.0, found["temperature.raw"].item() * metrics["temperature_gradient"]))
+        assert abs(metrics["temperature_gradient"]) > 1e-4
+    # The gradient that an optimiser goes against: dL/dT itself, and its opposite.
+    assert signs == [1.0, -1.0]
+    before = minimised.module.temperature()[1].item()
+    up = -math.copysign(1.0, gradients(minimised, [ragged(minimised)], 0)[1]["temperature_gradient"])
+    minimised.optimisers.temperature.step()
+    # Adam's first step is its rate, here on log T.
+    assert minimised.module.temperature()[1].item() == pytest.approx(before * math.exp(up * 0.01), rel=1e-4)
+
+
 def test_the_teacher_stays_as_it_was(build, ragged):
     setting = build()
 
@@ -194,7 +230,7 @@ def test_a_wide_teacher_reaches_the_loss_unnarrowed_by_a_narrow_student(build, r
     targets = setting.context.targets(batch)
     module.imitate(targets)
     weights = setting.context.weights(0)
-    sums, *_ = under_engine(setting, module).module(batch.input_ids, batch.mask, targets, 0.0, weights)
+    sums, *_ = under_engine(setting, module).module(batch.input_ids, batch.mask, targets, 0.0, 2.0, weights)
     # The same float32 products on both sides; had one been rounded to bfloat16, the sum would be about 0.1.
     assert sums["forward_kl"].item() == pytest.approx(0.0, abs=1e-5)
 
