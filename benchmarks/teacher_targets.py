@@ -8,6 +8,7 @@ Both take the same number of steps on the same windows; steps take turns.
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 
@@ -46,7 +47,7 @@ def main() -> None:
         begun = time.perf_counter()
         settings[targets] = prepare(load_experiment(version, flags).experiment)
         prepared[targets] = time.perf_counter() - begun
-    batch = next(prepare(settings["hidden"].experiment).windows)
+    batch = next(copy.deepcopy(settings["hidden"].windows))
     candidates: dict[str, Callable[[], object]] = {
         f"step, {targets}": stepper(setting) for targets, setting in settings.items()
     }

@@ -5,8 +5,7 @@ Shapes: W windows, B windows of a batch, L tokens, N predicted positions, P toke
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,11 +92,10 @@ def prompt_and_reference(window: int, share: float, longest: int) -> tuple[int, 
     return prompt, min(longest, window - prompt)
 
 
-@torch.no_grad()
 def window_losses(module: Distillation, engine: Engine, ids_WL: Tensor, watch: Watch) -> np.ndarray:
     """Cross-entropy of each window's tokens but its first, float64 [W]: means in nats per token, at temperature 1."""
     found = []
-    with _looking(module, engine):
+    with engine.looking(module):
         head_VE = module.head_VC()
         for ids_BL in watch(ids_WL.split(8), "difficulty, loss"):
             ids_BL = ids_BL.to(engine.device)
@@ -111,7 +109,6 @@ def window_losses(module: Distillation, engine: Engine, ids_WL: Tensor, watch: W
     return torch.cat(found).numpy()
 
 
-@torch.no_grad()
 def window_rouge(
     module: Distillation, engine: Engine, ids_WL: Tensor, prompt: int, new: int, watch: Watch
 ) -> list[float]:
@@ -119,22 +116,10 @@ def window_rouge(
     against the window's own. An end-of-text token is one like any other: windows run across documents."""
     student: Any = module.student
     found: list[float] = []
-    with _looking(module, engine):
+    with engine.looking(module):
         for ids_BL in watch(ids_WL.split(BATCH), "difficulty, ROUGE-L"):
             prompt_BP = ids_BL[:, :prompt].to(engine.device)
             options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
             written = student.generate(prompt_BP, attention_mask=torch.ones_like(prompt_BP), **options)
             found += rouge_l(ids_BL[:, prompt : prompt + new].tolist(), written[:, prompt:].tolist())
     return found
-
-
-@contextmanager
-def _looking(module: Distillation, engine: Engine) -> Iterator[None]:
-    """The student as an evaluation has it: in eval mode, its products in the run's dtype."""
-    training = module.training
-    module.eval()
-    try:
-        with engine.autocast():
-            yield
-    finally:
-        module.train(training)

@@ -1,7 +1,8 @@
 """The distributed engine: the only file that knows Lightning Fabric."""
 
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -76,6 +77,17 @@ class Engine:
     def autocast(self) -> AbstractContextManager:
         """The dtype of the student's products, outside the engine's own forward."""
         return torch.autocast(self.device_type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    @contextmanager
+    def looking(self, module: nn.Module) -> Iterator[None]:
+        """Within it the module is as an evaluation has it: in eval mode, without gradient, under :meth:`autocast`."""
+        training = module.training
+        module.eval()
+        try:
+            with torch.no_grad(), self.autocast():
+                yield
+        finally:
+            module.train(training)
 
     def sum(self, value: float) -> float:
         """Sum of a number over all processes."""

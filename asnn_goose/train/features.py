@@ -27,8 +27,6 @@ MEASURES: dict[str, Callable[..., Tensor]] = {
     "pkd": alignment.pkd,
     "cosine": alignment.cosine,
 }
-POOLED = ("rkd_distance", "rkd_angle", "contrastive")
-DYNAMICS = ("fdd_trajectory", "fdd_derivative", "raw_dynamics")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -66,19 +65,10 @@ def evaluate(
     ``states`` gives the student's states of each batch in turn, where they are known already.
     """
     module = setting.module
-    module.eval()
-    try:
-        with torch.no_grad(), autocast(setting):
-            head_VE = module.head_VC()
-            batches = watch(split.batches, what)
-            return compare(states or module.states, head_VE, teacher_states, setting.teacher.head_VE, batches)
-    finally:
-        module.train()
-
-
-def autocast(setting: Setting):
-    """The dtype of the student's products, outside the engine's own forward."""
-    return setting.engine.autocast()
+    with setting.engine.looking(module):
+        head_VE = module.head_VC()
+        batches = watch(split.batches, what)
+        return compare(states or module.states, head_VE, teacher_states, setting.teacher.head_VE, batches)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from asnn_goose.reporting.record import (
     TeacherResult,
 )
 from asnn_goose.train.checkpoint import Progress
-from asnn_goose.train.loop import autocast, evaluate, watch_teacher
+from asnn_goose.train.loop import evaluate, watch_teacher
 from asnn_goose.train.setting import Setting
 
 PROMPT_TOKENS, NEW_TOKENS = 16, 40
@@ -80,8 +80,7 @@ def measure(
     def compared_and_watched():
         # One pass of the student serves both: its states are kept while its neurons are watched.
         kept: list[torch.Tensor] = []
-        module.eval()
-        with torch.no_grad(), autocast(setting):
+        with setting.engine.looking(module):
             sites = measure_firing(
                 student, lambda ids: kept.append(module.states(ids.to(setting.engine.device))), text.test.batches
             )
@@ -260,7 +259,7 @@ def draw_raster(setting: Setting, folder: RunFolder) -> Raster | None:
         return None
     prompt = _prompt(setting)
     layer = (setting.experiment.student.layers + 1) // 2
-    with autocast(setting):
+    with setting.engine.autocast():
         spikes = spike_raster(setting.module.student, prompt, layer, RASTER_SITE)
     tokens = [_decode(setting, token) for token in prompt[0].split(1)]
     return folder.write_raster(layer, RASTER_SITE, tokens, spikes)

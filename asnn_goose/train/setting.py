@@ -148,14 +148,14 @@ def prepare(experiment: Experiment) -> Setting:
     shapes = Shape(experiment.student.layers, width), Shape(teacher.num_layers, teacher.hidden_size)
     torch.manual_seed(experiment.seed)
     features = feature_terms(experiment.distillation.losses, *shapes)
-    reads = total * train.batch_size * train.accumulate * train.devices
-    targets = teacher_targets(experiment, teacher, text, windows.upcoming(reads), features)
+    upcoming = windows.upcoming(total * train.batch_size * train.accumulate * train.devices)
+    targets = teacher_targets(experiment, teacher, text, upcoming, features)
     # Not more than training will read: the baselines are fitted on exactly what the student saw.
     fit_tokens = min(experiment.student.fit_tokens, total * train.step_tokens(data.window))
     fit_BL = first_windows(text.shards["train"], data.window, experiment.seed, fit_tokens)
     fit_BLE, fitted = None, ()
     if experiment.student.init == "regression":
-        fitted = tuple(windows.upcoming(len(fit_BL)))
+        fitted = tuple(upcoming[: len(fit_BL)])
         if isinstance(targets, StoredTargets) and targets.store.k is None:
             fit_BLE = targets.store.final(torch.tensor(fitted))
         else:
@@ -169,9 +169,7 @@ def prepare(experiment: Experiment) -> Setting:
     wrapped, present = engine.setup(module, *optimisers.present())
     optimisers = Optimisers(present[0], present[1] if len(present) > 1 else None)
     automatic = resolved(experiment, engine, teacher, text)
-    stages = make_stages(
-        experiment, engine, module, automatic, text.shards["train"], windows.upcoming(reads), fit_BL.numel()
-    )
+    stages = make_stages(experiment, engine, module, automatic, text.shards["train"], upcoming, fit_BL.numel())
     return Setting(
         experiment=experiment,
         engine=engine,

@@ -1,8 +1,10 @@
 """Runs of the tiny teacher in memory."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,6 +67,41 @@ def go_on() -> Callable[..., Session]:
         return Session(setting, folder, progress, Recorder(folder, _no_tracker()))
 
     return gone_on
+
+
+@pytest.fixture
+def stopping_at() -> Callable[[int], type[Recorder]]:
+    """Kinds of recorder beside which Ctrl-C is pressed, a real signal, while a step is logged."""
+
+    def stopping(step: int) -> type[Recorder]:
+        class Stopping(Recorder):
+            def log(self, at: int, values: dict[str, float]) -> None:
+                super().log(at, values)
+                if at == step and "lr" in values:
+                    signal.raise_signal(signal.SIGINT)
+
+        return Stopping
+
+    return stopping
+
+
+@pytest.fixture
+def course(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Iterator[float]]:
+    """Makes up the validation cross-entropies of the looks to come, one each; returns those that are left."""
+
+    def made_up(*values: float) -> Iterator[float]:
+        left = iter(values)
+
+        def evaluate(*_):
+            nll = torch.tensor([next(left)])
+            return SimpleNamespace(
+                student_nll_W=nll, tokens=1, student_ppl=nll.exp().item(), kl_to_teacher=0.0, top1_agreement=0.0
+            )
+
+        monkeypatch.setattr("asnn_goose.train.loop.evaluate", evaluate)
+        return left
+
+    return made_up
 
 
 DENSE = {"student__neuron__kind": "dense", "student__hidden_neuron__kind": "dense"}

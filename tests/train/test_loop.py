@@ -5,7 +5,6 @@ import logging
 import math
 import signal
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,18 +19,6 @@ from asnn_goose.train.setting import prepare
 CLOCKS = {"tokens_per_second"}
 """What metrics say about time."""
 RUN_TIMES = {"run_id", "started", "wall_seconds", "seconds_by_phase", "tokens_per_second", "peak_memory_bytes"}
-
-
-def stopping_at(step: int) -> type[Recorder]:
-    """A recorder beside which Ctrl-C is pressed, a real signal, while a step is logged."""
-
-    class Stopping(Recorder):
-        def log(self, at: int, values: dict[str, float]) -> None:
-            super().log(at, values)
-            if at == step and "lr" in values:
-                signal.raise_signal(signal.SIGINT)
-
-    return Stopping
 
 
 def metrics_of(session) -> list[dict]:
@@ -80,7 +67,7 @@ LEARNED = {
 
 
 @pytest.mark.parametrize("stop", [3, 4, 6], ids=["between checkpoints", "at a checkpoint", "behind the last step"])
-def test_resumed_equals_uninterrupted(start, go_on, tiny_experiment, stop):
+def test_resumed_equals_uninterrupted(start, go_on, tiny_experiment, stop, stopping_at):
     experiment = tiny_experiment(**LEARNED)
     straight = start(experiment).train()
     broken = start(experiment, stopping_at(stop))
@@ -110,7 +97,7 @@ def test_resumed_equals_uninterrupted(start, go_on, tiny_experiment, stop):
     ],
     ids=lambda changes: " ".join(str(value) for value in changes.values()),
 )
-def test_what_an_objective_keeps_is_taken_up_again(start, go_on, tiny_experiment, changes):
+def test_what_an_objective_keeps_is_taken_up_again(start, go_on, tiny_experiment, changes, stopping_at):
     """Moving averages, learned weights, momenta, projectors, and the draws of a sample."""
     experiment = tiny_experiment(train__steps=6, **changes)
     straight = start(experiment).train()
@@ -199,26 +186,12 @@ def test_a_step_that_is_not_finite_ends_in_a_sentence_and_spoils_nothing(start, 
     assert all(bool(torch.isfinite(p).all()) for p in session.setting.module.parameters())
 
 
-class Course:
-    """Validation cross-entropies made up, one per look."""
-
-    def __init__(self, monkeypatch, values):
-        self.values = iter(values)
-        monkeypatch.setattr("asnn_goose.train.loop.evaluate", self)
-
-    def __call__(self, setting, split, *_):
-        nll = torch.tensor([next(self.values)])
-        return SimpleNamespace(
-            student_nll_W=nll, tokens=1, student_ppl=nll.exp().item(), kl_to_teacher=0.0, top1_agreement=0.0
-        )
-
-
 STOPPING = {"train__steps": 9, "train__eval_every": 1, "train__stopping__patience": 3, "train__stopping__grace": 0.0}
 SERIES = (3.0, 2.5, 2.4, 2.41, 2.405, 2.399, 2.42, 2.43, 2.44)
 
 
 @pytest.mark.parametrize(("min_delta", "ends", "best"), [(0.01, 6, 3), (0.0, 9, 6)])
-def test_early_stopping_ends_the_run_and_puts_the_best_back(start, tiny_experiment, monkeypatch, min_delta, ends, best):
+def test_early_stopping_ends_the_run_and_puts_the_best_back(start, tiny_experiment, course, min_delta, ends, best):
     experiment = tiny_experiment(**STOPPING, train__stopping__min_delta=min_delta)
     weights = {}
 
@@ -228,7 +201,7 @@ def test_early_stopping_ends_the_run_and_puts_the_best_back(start, tiny_experime
             weights[step] = {n: p.detach().clone() for n, p in session.setting.module.named_parameters()}
 
     session = start(experiment, Watching)
-    Course(monkeypatch, SERIES)
+    course(*SERIES)
     session.train()
     assert (session.progress.step, session.setting.stopper.best_step) == (ends, best)
     assert session.progress.stopped and session.seen is None
@@ -236,25 +209,25 @@ def test_early_stopping_ends_the_run_and_puts_the_best_back(start, tiny_experime
     assert not all(torch.equal(p, weights[ends][n]) for n, p in session.setting.module.named_parameters())
 
 
-def test_nothing_counts_within_the_grace_period(start, tiny_experiment, monkeypatch):
+def test_nothing_counts_within_the_grace_period(start, tiny_experiment, course):
     session = start(tiny_experiment(**(STOPPING | {"train__stopping__grace": 0.9})))
-    Course(monkeypatch, SERIES)
+    course(*SERIES)
     session.train()
     assert session.progress.step == 9 and not session.progress.stopped
 
 
-def test_a_resumed_run_stops_where_the_straight_one_does(start, go_on, tiny_experiment, monkeypatch):
+def test_a_resumed_run_stops_where_the_straight_one_does(start, go_on, tiny_experiment, course, stopping_at):
     experiment = tiny_experiment(**STOPPING, train__stopping__min_delta=0.01)
     straight = start(experiment)
-    Course(monkeypatch, SERIES)
+    course(*SERIES)
     straight.train()
     broken = start(experiment, stopping_at(4))
-    course = Course(monkeypatch, SERIES)
+    left = course(*SERIES)
     with pytest.raises(Interrupted):
         broken.train()
     resumed = go_on(experiment, broken.folder.path)
-    assert next(course.values) == SERIES[4]
-    Course(monkeypatch, SERIES[4:])
+    assert next(left) == SERIES[4]
+    course(*SERIES[4:])
     resumed.train()
     assert_same(resumed, straight)
     assert resumed.setting.stopper.state_dict() == straight.setting.stopper.state_dict()
@@ -312,7 +285,7 @@ def test_the_second_interrupt_ends_at_once_and_the_handler_is_put_back():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_interrupt_leaves_a_checkpoint(start, tiny_experiment):
+def test_an_interrupt_leaves_a_checkpoint(start, tiny_experiment, stopping_at):
     session = start(tiny_experiment(train__checkpoint_every=1000), stopping_at(1))
     with pytest.raises(Interrupted):
         session.train()

@@ -1,8 +1,6 @@
 """A run in stages: what each step and look is told, when a stage ends, and going on at a switch to the last bit."""
 
 import logging
-import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,29 +25,6 @@ BY_LOOKS = STAGED | {"train__eval_every": 1, f"{C}rule": "patience", f"{C}patien
 
 def steps_of(session) -> list[dict]:
     return [line for line in read_metrics(session.folder.metrics) if "lr" in line]
-
-
-def stopping_at(step: int) -> type[Recorder]:
-    """A recorder beside which Ctrl-C is pressed, a real signal, while a step is logged."""
-
-    class Stopping(Recorder):
-        def log(self, at: int, values: dict[str, float]) -> None:
-            super().log(at, values)
-            if at == step and "lr" in values:
-                signal.raise_signal(signal.SIGINT)
-
-    return Stopping
-
-
-def course(monkeypatch, *values: float) -> None:
-    """Validation cross-entropies made up, one per look."""
-    given = iter(values)
-
-    def made_up(*_):
-        nll = torch.tensor([next(given)])
-        return SimpleNamespace(student_nll_W=nll, tokens=1, student_ppl=1.0, kl_to_teacher=0.0, top1_agreement=0.0)
-
-    monkeypatch.setattr("asnn_goose.train.loop.evaluate", made_up)
 
 
 def test_each_step_is_told_its_stage_its_temperature_and_its_weights(start, tiny_experiment):
@@ -117,7 +92,7 @@ def test_each_stage_reads_its_share_of_the_order_alone(start, tiny_experiment):
 @pytest.mark.parametrize(
     ("version", "stop"), [("v11_2", 3), ("v11_2", 4), ("v11_2", 5), ("v10", 4)], ids=["before", "at", "after", "plain"]
 )
-def test_resumed_around_a_switch_equals_uninterrupted(start, go_on, tiny_experiment, version, stop):
+def test_resumed_around_a_switch_equals_uninterrupted(start, go_on, tiny_experiment, version, stop, stopping_at):
     experiment = tiny_experiment(version, **STAGED, **{f"{C}restart_on_stage": version == "v11_2"})
     straight, broken = start(experiment).train(), start(experiment, stopping_at(stop))
     with pytest.raises(Interrupted):
@@ -128,18 +103,18 @@ def test_resumed_around_a_switch_equals_uninterrupted(start, go_on, tiny_experim
 
 @pytest.mark.parametrize("stop", [2, 3, 4], ids=["before", "at", "after"])
 def test_resumed_around_a_switch_by_validation_equals_uninterrupted(
-    start, go_on, tiny_experiment, monkeypatch, stop
+    start, go_on, tiny_experiment, course, stop, stopping_at
 ):
     experiment = tiny_experiment("v10", **BY_LOOKS, **{f"{C}restart_on_stage": True})
     values = (3.0, 2.5, 2.6, 2.4, 2.41, 2.3, 2.2, 2.1)  # switches after the looks 3 and 5
     straight, broken = start(experiment), start(experiment, stopping_at(stop))
-    course(monkeypatch, *values)
+    course(*values)
     straight.train()
     assert [line["stage"] for line in steps_of(straight)] == [1, 1, 1, 2, 2, 3, 3, 3]
-    course(monkeypatch, *values)
+    course(*values)
     with pytest.raises(Interrupted):
         broken.train()
-    course(monkeypatch, *values[stop:])
+    course(*values[stop:])
     assert_same(go_on(experiment, broken.folder.path).train(), straight)
 
 
@@ -172,11 +147,11 @@ def assert_same(one, other) -> None:
     assert state(one) == state(other)
 
 
-def test_a_plateau_ends_a_stage(start, tiny_experiment, monkeypatch):
+def test_a_plateau_ends_a_stage(start, tiny_experiment, course):
     changes = {f"{C}rule": "plateau", f"{C}window": 1, f"{C}eps": 0.1, f"{C}patience": 2}
     session = start(tiny_experiment("v10", **(BY_LOOKS | changes)))
     # Gains of 1, 0.05, 0.05: two stalled checks in a row after the fourth look; 0.05, 0.05 after the seventh.
-    course(monkeypatch, 5.0, 4.0, 3.95, 3.9, 8.0, 7.95, 7.9, 7.0)
+    course(5.0, 4.0, 3.95, 3.9, 8.0, 7.95, 7.9, 7.0)
     assert [line["stage"] for line in steps_of(session.train())] == [1, 1, 1, 1, 2, 2, 2, 3]
 
 
@@ -244,9 +219,9 @@ def test_the_baselines_see_what_the_student_saw(start, tiny_experiment, init):
     assert len(read) > len(set(read))
 
 
-def test_the_result_tells_each_stage_in_a_sentence(start, tiny_experiment, monkeypatch):
+def test_the_result_tells_each_stage_in_a_sentence(start, tiny_experiment, course):
     session = start(tiny_experiment("v10", **STAGED))
-    course(monkeypatch, 5.0, 4.5, 4.25, 4.125)
+    course(5.0, 4.5, 4.25, 4.125)
     session.train()
     notes = stage_notes(session.setting, session.progress)
     assert notes[0] == (
@@ -257,9 +232,9 @@ def test_the_result_tells_each_stage_in_a_sentence(start, tiny_experiment, monke
     assert "4.1250" in notes[3] and len(notes) == 4
 
 
-def test_a_stage_that_never_began_is_told(start, tiny_experiment, monkeypatch):
+def test_a_stage_that_never_began_is_told(start, tiny_experiment, course):
     session = start(tiny_experiment("v11_2", **BY_LOOKS))
-    course(monkeypatch, 5.0, 4.0, 3.0, 3.0, 2.0, 1.0, 0.5, 0.6)
+    course(5.0, 4.0, 3.0, 3.0, 2.0, 1.0, 0.5, 0.6)
     session.train()
     notes = stage_notes(session.setting, session.progress)
     assert [note.split(":")[0] for note in notes] == [
