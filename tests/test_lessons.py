@@ -101,8 +101,8 @@ def test_lesson_1_the_anchor_waits_for_no_other_option(tiny_experiment, options)
     setting = prepare(tiny_experiment(**{f"{T}__init": 3.0, f"{T}__anchor": 2.0}, **options))
     metrics = accumulate_gradients(setting.context, [next(setting.windows)], 0)
     assert metrics["loss_anchor"] == pytest.approx(0.1, rel=1e-6)
-    assert setting.module.temperature is not None
-    assert setting.module.temperature.raw.grad.item() == pytest.approx(0.2, rel=1e-6)
+    raw = setting.module.get_parameter("temperature.raw")
+    assert raw.grad is not None and raw.grad.item() == pytest.approx(0.2, rel=1e-6)
 
 
 def test_lesson_6_a_projector_takes_half_precision_outside_autocast():

@@ -16,8 +16,11 @@ class TemperatureConfig(Settings):
     """The softmax temperature of the distillation terms; learned is CTKD (arXiv 2211.16231)."""
 
     mode: Literal["fixed", "learned", "minimised"] = "fixed"
-    """fixed: init, or its ramp. learned: one scalar that plays against the student behind a gradient reversal.
+    """fixed: init, or its ramp. learned: it plays against the student behind a gradient reversal.
     minimised: one scalar that goes down the loss as a weight does, by Adam and clamped, which runs to its bound."""
+    scope: Literal["global", "sequence", "token"] = "global"
+    """Of a learned one: one temperature for all, for each window, or for each predicted token; the latter two are read
+    from the states of teacher and student (CTKD's instance-wise form)."""
     init: PositiveFloat = 2.0
     """Temperature at the start, or with a ramp at its end."""
     ramp: Ramp | None = None
@@ -33,7 +36,7 @@ class TemperatureConfig(Settings):
     lr: PositiveFloat = 0.01
     """Learning rate of the temperature's plain SGD (of Adam, where it is minimised), constant."""
     clip: PositiveFloat = 5.0
-    """Largest absolute gradient of the raw temperature."""
+    """Largest norm of the temperature's gradient, a single raw value's absolute one."""
     lambda_max: NonNegativeFloat = 1.0
     """Adversary's strength at the end of its ramp."""
     lambda_shape: Literal["cosine", "linear"] = "cosine"
@@ -55,6 +58,8 @@ class TemperatureConfig(Settings):
             raise ValueError(f"ramp.start ({start}) must be above 0")
         if start is not None and (self.anchor is not None or self.mode == "minimised"):
             raise ValueError("the anchor follows a ramp of a learned temperature: leave out anchor, or ramp")
+        if self.scope != "global" and self.mode != "learned":
+            raise ValueError(f"scope {self.scope} is of a learned temperature: set mode to learned, or scope to global")
         if not self.lambda_start < self.lambda_end:
             raise ValueError(f"lambda_start ({self.lambda_start}) must be below lambda_end ({self.lambda_end})")
         return self
@@ -141,6 +146,11 @@ class DistillationConfig(Settings):
         if self.targets == "topk" and (beyond := sorted(names - {"ce", "tail_bucket_kl"})):
             raise ValueError(
                 f"targets topk serve ce and tail_bucket_kl alone, not {', '.join(beyond)}: set targets to hidden"
+            )
+        if self.targets == "topk" and self.temperature.scope != "global":
+            raise ValueError(
+                f"temperature.scope {self.temperature.scope} reads the teacher's states, which targets topk do not "
+                "hold: set targets to hidden"
             )
         bucket = self.losses.tail_bucket_kl
         if self.targets == "topk" and (bucket is None or bucket.k < FEWEST_KEPT):

@@ -32,16 +32,18 @@ def _check_mask(student_logits: Tensor, mask: Tensor | None) -> None:
         )
 
 
-def _check(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None, temperature) -> None:
+def _check(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None, temperature: Tensor) -> None:
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
             f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} must have "
             "one shape"
         )
     _check_mask(student_logits, mask)
-    temperature = torch.as_tensor(temperature)
-    if temperature.ndim or not temperature.detach() > 0:
-        raise ValueError(f"temperature must be one number above 0, not {temperature.tolist()}")
+    shape = (*student_logits.shape[:-1], 1)
+    alike = len(temperature.shape) == len(shape)
+    if temperature.ndim and not (alike and all(n in (1, m) for n, m in zip(temperature.shape, shape, strict=True))):
+        raise ValueError(f"temperature {tuple(temperature.shape)} must be one number, or broadcast to {shape}")
+    rows.check_temperature(temperature)
     if teacher_logits.is_inference() and temperature.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("teacher logits were made under inference_mode; use no_grad, so that T can be learned")
 
@@ -61,12 +63,16 @@ def divergence(
         student_logits, teacher_logits: [..., V], any float dtype (computed in float32 at least); the teacher's may be
             -inf where a token is banned, and receive no gradient.
         mask: [...], true where a token counts; an empty mask gives 0.
-        temperature: T > 0, number or scalar tensor; its gradient is live in the factor and in both softmaxes.
+        temperature: T > 0, a number, a scalar tensor, or a tensor of the logits' dimensions whose last is 1, such as
+            [B, 1, 1] or [B, L, 1], which gives each token its own T^2 KL before the mean (CTKD's instance-wise form,
+            arXiv 2211.16231). Its gradient is live in the factor and in both softmaxes.
         options: the formula's own.
     """
+    wide = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
+    temperature = torch.as_tensor(temperature, dtype=wide, device=student_logits.device)
     _check(student_logits, teacher_logits, mask, temperature)
-    at_temperature = partial(formula, temperature=temperature, **options)
-    return token_mean(at_temperature, student_logits, teacher_logits.detach(), mask=mask)
+    temperature = temperature.expand(*student_logits.shape[:-1], 1)
+    return token_mean(partial(formula, **options), student_logits, teacher_logits.detach(), temperature, mask=mask)
 
 
 def forward_kl(

@@ -47,7 +47,7 @@ def dual_head_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor |
     if centred:
         allowed_N1 = (~banned_NV).sum(-1, keepdim=True).clamp_min(1)
         gap_NV = (gap_NV - gap_NV.sum(-1, keepdim=True) / allowed_N1).masked_fill(banned_NV, 0.0)
-    return temperature**2 * log_cosh(gap_NV / (2.0 * temperature)).sum(-1)
+    return (temperature**2 * log_cosh(gap_NV / (2.0 * temperature))).sum(-1)
 
 
 def dual_head(

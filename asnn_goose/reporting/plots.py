@@ -75,13 +75,15 @@ def plot_temperature(
     low: float,
     high: float,
     anchor: float | None,
+    spread: Curve | None = None,
     strength: Curve | None = None,
     gradient: Curve | None = None,
     before: Curve | None = None,
 ) -> Path:
     """Learned temperature T between its bounds, the adversary's strength lambda, and G = dL_KD/dT.
 
-    ``before`` is the parent run's T; ``anchor`` is None where it changes.
+    ``before`` is the parent run's T; ``anchor`` is None where it changes; ``spread`` is the standard deviation
+    of T over the tokens of a step, a band around their mean.
     """
     panels = [curve for curve in (strength, gradient) if curve is not None]
     with figure(path, 2.1 + 1.1 * len(panels), rows=1 + len(panels), ratios=(1.9, *[1] * len(panels))) as axes:
@@ -93,6 +95,9 @@ def plot_temperature(
         if before is not None:
             line(first, before, ORANGE)
         line(first, temperature, BLUE)
+        if spread is not None and len(spread.tokens) == len(temperature.tokens):
+            low_high = (temperature.values + sign * spread.values for sign in (-1, 1))
+            first.fill_between(temperature.tokens, *low_high, color=BLUE, alpha=0.2, linewidth=0)
         margin = 0.06 * (high - low)
         first.set_ylim(low - margin, high + margin)
         first.set_ylabel(temperature.label)

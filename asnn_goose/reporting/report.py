@@ -202,6 +202,7 @@ def _draw_temperature(run: FinishedRun, metrics: Metrics, parent: FinishedRun | 
         low=config.low,
         high=config.high,
         anchor=_anchor(run.experiment.distillation),
+        spread=_curve(run, metrics, "temperature_spread", "spread of T"),
         strength=_curve(run, metrics, "temperature_lambda", "lambda"),
         gradient=_curve(run, metrics, "temperature_gradient", "G = dL/dT"),
         before=_parents_curve(parent, "temperature"),

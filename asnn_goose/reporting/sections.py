@@ -30,10 +30,13 @@ def curves(material: Material) -> list[str]:
     else:
         final = material.run.result.temperature_final
         end = "" if final is None else f" It ended at {number(final, 3)}."
+        each = {"global": "", "sequence": "window", "token": "token"}[temperature.scope]
+        shared = f" of each {each}, mean and standard deviation over the tokens of a step," if each else ""
         lines += _figure(
             material,
             "temperature",
-            f"Learned temperature between its bounds, the strength lambda of its adversary, and G = dL_KD/dT.{end}",
+            f"Learned temperature{shared} between its bounds, the strength lambda of its adversary, and G = dL_KD/dT."
+            f"{end}",
         )
     lines += _figure(
         material,

@@ -19,10 +19,12 @@ from asnn_goose.schedules.weights import ramp, warmup_cosine
 
 if TYPE_CHECKING:
     from asnn_goose.schedules.temperature import (
+        InstanceTemperature,
         LearnableTemperature,
         MinimisedTemperature,
         anchor_penalty,
         cosine_lambda,
+        normalised_states,
         reverse_gradient,
     )
 
@@ -33,12 +35,14 @@ __all__ = [
     "ByTime",
     "Curriculum",
     "EarlyStopping",
+    "InstanceTemperature",
     "LearnableTemperature",
     "MinimisedTemperature",
     "Stage",
     "anchor_penalty",
     "cosine_lambda",
     "earliest_stop",
+    "normalised_states",
     "ramp",
     "reverse_gradient",
     "rouge_l",

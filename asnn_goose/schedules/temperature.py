@@ -1,8 +1,13 @@
-"""CTKD's learnable temperature (arXiv 2211.16231): it plays against the student behind a gradient reversal."""
+"""CTKD's learnable temperature (arXiv 2211.16231): it plays against the student behind a gradient reversal.
+
+Shapes: B windows, L predicted positions, C channels of what a temperature is read from.
+"""
 
 import math
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asnn_goose.schedules.weights import ramp
@@ -47,18 +52,79 @@ class LearnableTemperature(nn.Module):
 
     def __init__(self, init: float, low: float, high: float):
         super().__init__()
-        if not low < init < high:
-            raise ValueError(f"init ({init}) must lie strictly between low ({low}) and high ({high})")
         self.low, self.high = low, high
-        share = (init - low) / (high - low)
-        self.raw = nn.Parameter(torch.tensor(math.log(share / (1.0 - share))))
-
-    def bounded(self, raw: Tensor) -> Tensor:
-        """T of a raw value."""
-        return self.low + (self.high - self.low) * torch.sigmoid(raw)
+        self.raw = nn.Parameter(torch.tensor(_raw(init, low, high)))
 
     def forward(self, lam: float = 0.0) -> tuple[Tensor, Tensor]:
-        return self.bounded(reverse_gradient(self.raw, lam)), self.bounded(self.raw)
+        return _bounded(reverse_gradient(self.raw, lam), self.low, self.high), _bounded(self.raw, self.low, self.high)
+
+    def current(self) -> float:
+        """T now."""
+        return self()[1].item()
+
+
+class InstanceTemperature(nn.Module):
+    """T_i = low + (high - low) sigmoid(g(x_i)): a temperature for each window or for each predicted token.
+
+    x_i are the states of teacher and student at the token, each normalised to mean 0 and variance 1, side by side; for
+    a window their mean over its tokens. g is a perceptron of one hidden layer, whose output starts at the constant
+    that gives T = init. The instance-wise form of CTKD reads the logits of both, which are never held here; their
+    states determine them.
+
+    ``module(features, mask, lam)`` returns (T_adversarial, T_plain), both [B, L], as :class:`LearnableTemperature`. No
+    gradient reaches the features: neither model is steered through its temperature.
+
+    Args:
+        init: T at the start, strictly between the bounds.
+        low, high: bounds of T, never reached.
+        channels: C, of both models' states together.
+        scope: sequence or token.
+        hidden: width of the hidden layer.
+    """
+
+    recent: Tensor
+
+    def __init__(
+        self, init: float, low: float, high: float, channels: int, scope: Literal["sequence", "token"], hidden: int = 32
+    ):
+        super().__init__()
+        self.low, self.high, self.scope = low, high, scope
+        self.hidden, self.out = nn.Linear(channels, hidden), nn.Linear(hidden, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.constant_(self.out.bias, _raw(init, low, high))
+        self.register_buffer("recent", torch.tensor(init))
+
+    def forward(self, features_BLC: Tensor, mask_BL: Tensor, lam: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Both temperatures of every position; ``mask`` says which count in a window's mean."""
+        x = features_BLC.detach().float()
+        if self.scope == "sequence":
+            counted = mask_BL[..., None]
+            # Not multiplied: what a masked position holds may be NaN.
+            x = x.masked_fill(~counted, 0.0).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp_min(1)
+        raw_BL = self.out(F.silu(self.hidden(x))).squeeze(-1).expand(mask_BL.shape)
+        return _bounded(reverse_gradient(raw_BL, lam), self.low, self.high), _bounded(raw_BL, self.low, self.high)
+
+    def current(self) -> float:
+        """Mean of T over the tokens of the last step taken."""
+        return self.recent.item()
+
+
+def normalised_states(student_BLE: Tensor, teacher_BLE: Tensor) -> Tensor:
+    """What an instance's temperature is read from, float32 [B, L, C], without gradient."""
+    both = (student_BLE.detach().float(), teacher_BLE.detach().float())
+    return torch.cat([F.layer_norm(x, x.shape[-1:]) for x in both], -1)
+
+
+def _raw(init: float, low: float, high: float) -> float:
+    """The value whose bounded temperature is init."""
+    if not low < init < high:
+        raise ValueError(f"init ({init}) must lie strictly between low ({low}) and high ({high})")
+    share = (init - low) / (high - low)
+    return math.log(share / (1.0 - share))
+
+
+def _bounded(raw: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * torch.sigmoid(raw)
 
 
 class MinimisedTemperature(nn.Module):
@@ -79,9 +145,13 @@ class MinimisedTemperature(nn.Module):
         """Both temperatures; ``lam`` is left out of account, there is no reversal."""
         return self.raw.exp().clamp(self.low, self.high), self.raw.exp().clamp(self.low, self.high)
 
+    def current(self) -> float:
+        """T now."""
+        return self()[1].item()
+
 
 def anchor_penalty(temperature: Tensor, anchor: float, weight: float) -> Tensor:
-    """c (T - a)^2: what pulls the temperature back to its anchor a."""
+    """c (T - a)^2 of each temperature: what pulls it back to its anchor a."""
     return weight * (temperature - anchor) ** 2
 
 

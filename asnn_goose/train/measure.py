@@ -166,7 +166,7 @@ def final_temperature(setting: Setting) -> float:
     module, context = setting.module, setting.context
     if module.temperature is None:
         return context.temperature(context.total_steps)
-    return float(module.temperature()[1].detach())
+    return module.temperature.current()
 
 
 def count_baselines(setting: Setting, tokens_seen: int) -> Baselines:

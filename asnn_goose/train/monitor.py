@@ -41,8 +41,7 @@ class Monitor:
         context = self.setting.context
         if self.targets is not None:
             learned = self.setting.module.temperature
-            plain = context.temperature(step) if learned is None else learned()[1].item()
-            found |= self.targets.at(plain)
+            found |= self.targets.at(context.temperature(step) if learned is None else learned.current())
         if self.setting.experiment.train.monitor_gradients and self.batch is not None:
             found |= gradient_norms(context, self.batch, step)
         return found

@@ -16,7 +16,7 @@ from asnn_goose.losses.sparse import draw_targets, random_sampling_ce
 from asnn_goose.losses.tiles import TILE, tiled_sum
 from asnn_goose.models import GooseForCausalLM
 from asnn_goose.models.projections import reading, student_projections
-from asnn_goose.schedules import LearnableTemperature, MinimisedTemperature
+from asnn_goose.schedules import InstanceTemperature, LearnableTemperature, MinimisedTemperature, normalised_states
 from asnn_goose.train.features import FeatureTerms, Inside
 from asnn_goose.train.teacher_targets import Targets
 
@@ -29,6 +29,24 @@ OPTIONS = {
 """What a divergence's formula takes beside logits and temperature."""
 
 
+def _temperature(
+    config: DistillationConfig, channels: int
+) -> LearnableTemperature | InstanceTemperature | MinimisedTemperature | None:
+    """As configured, at its start; None where it is fixed. ``channels`` are those of both models' states."""
+    temperature = config.temperature
+    if temperature.mode == "fixed":
+        return None
+    start = temperature.init if temperature.ramp is None else temperature.ramp.start
+    if config.curriculum is not None and config.curriculum.temperatures is not None:
+        start = config.curriculum.temperatures[0]
+    bounds = start, temperature.low, temperature.high
+    if temperature.mode == "minimised":
+        return MinimisedTemperature(*bounds)
+    if temperature.scope == "global":
+        return LearnableTemperature(*bounds)
+    return InstanceTemperature(*bounds, channels, temperature.scope)
+
+
 class Distillation(nn.Module):
     """Everything that trains, in one module: the student, its projectors, and the temperature if it is learned.
 
@@ -39,9 +57,16 @@ class Distillation(nn.Module):
         student: the model; its head is the head of every term but ``dual_head``, which gets one of its own.
         config: the objective.
         features: the terms that look inside the models; None where the objective has none.
+        teacher_width: E of the teacher's states, for a temperature that is read from them.
     """
 
-    def __init__(self, student: GooseForCausalLM, config: DistillationConfig, features: FeatureTerms | None = None):
+    def __init__(
+        self,
+        student: GooseForCausalLM,
+        config: DistillationConfig,
+        features: FeatureTerms | None = None,
+        teacher_width: int | None = None,
+    ):
         super().__init__()
         self.student = student
         self._narrow_head: Tensor | None = None
@@ -59,14 +84,7 @@ class Distillation(nn.Module):
             self.auxiliary_head = nn.Linear(*reversed(student.lm_head.weight.shape), bias=False)
             with torch.no_grad():
                 self.auxiliary_head.weight.copy_(student.lm_head.weight)
-        temperature = config.temperature
-        start = temperature.init if temperature.ramp is None else temperature.ramp.start
-        if config.curriculum is not None and config.curriculum.temperatures is not None:
-            start = config.curriculum.temperatures[0]
-        self.temperature = None
-        if temperature.mode != "fixed":
-            kind = {"learned": LearnableTemperature, "minimised": MinimisedTemperature}[temperature.mode]
-            self.temperature = kind(start, temperature.low, temperature.high)
+        self.temperature = _temperature(config, student.lm_head.weight.shape[1] + (teacher_width or 0))
 
     def steered(self) -> list[nn.Parameter]:
         """Every trainable parameter but the temperature's: what the student's optimiser moves."""
@@ -97,7 +115,8 @@ class Distillation(nn.Module):
         weights: Mapping[str, float],
         apart: bool = False,
     ):
-        """(name -> sum in nats, adversarial temperature, plain temperature) over the predicted positions.
+        """(name -> sum in nats, adversarial temperature, plain temperature) over the predicted positions; an instance's
+        temperatures are [B, L - 1].
 
         Args:
             input_ids, mask: [B, L].
@@ -107,7 +126,6 @@ class Distillation(nn.Module):
             weights: name -> factor that the sums will be combined with.
             apart: each term will be differentiated alone, so that the fused operation runs once per term.
         """
-        adversarial, plain = (scheduled,) * 2 if self.temperature is None else self.temperature(lam)
         out = None
         modules = student_projections(self.student) if self.features is not None and self.features.relations else {}
         with reading(modules) as projections:
@@ -117,6 +135,7 @@ class Distillation(nn.Module):
                 out = self.student.model(input_ids, output_hidden_states=True)
                 states_BLE = self._last(out.last_hidden_state)
         predicting = mask[:, 1:]
+        adversarial, plain = self._temperatures(lam, scheduled, states_BLE, predicting, targets)
         hidden_NE = states_BLE[:, :-1].flatten(0, 1)
         logits = {name: weights[name] for name in self.names if name in LOGIT_TERMS}
         sums: dict[str, Tensor] = {}
@@ -130,6 +149,17 @@ class Distillation(nn.Module):
 
     def _last(self, last_BLC: Tensor) -> Tensor:
         return last_BLC if self.student.narrow is None else self.student.narrow(last_BLC)
+
+    def _temperatures(self, lam: float, scheduled: float, states_BLE: Tensor, predicting_BL: Tensor, targets: Targets):
+        """(adversarial, plain): two numbers, two scalars, or two temperatures for each predicted position [B, L]."""
+        if self.temperature is None:
+            return scheduled, scheduled
+        if not isinstance(self.temperature, InstanceTemperature):
+            return self.temperature(lam)
+        assert targets.states_BLE is not None, "the configuration lets no cut targets meet such a temperature"
+        with torch.autocast(states_BLE.device.type, enabled=False):
+            features_BLC = normalised_states(states_BLE[:, :-1], targets.states_BLE[:, :-1])
+            return self.temperature(features_BLC, predicting_BL, lam)
 
     def _of_logits(self, weights, hidden_NE, input_ids, predicting_BL, targets: Targets, temperature):
         topk = None
@@ -145,7 +175,7 @@ class Distillation(nn.Module):
             targets_N=input_ids[:, 1:].flatten(),
             weights=weights,
             options={name: options for name, options in self.options.items() if name in weights},
-            temperature=temperature,
+            temperature=temperature.flatten() if isinstance(temperature, Tensor) and temperature.ndim else temperature,
             mask=predicting_BL.flatten(),
             teacher_topk=topk,
         )

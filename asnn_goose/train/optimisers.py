@@ -70,8 +70,8 @@ def student_groups(module: Distillation, config: TrainConfig) -> list[dict]:
 
 
 def build_optimisers(module: Distillation, train: TrainConfig, temperature: TemperatureConfig) -> Optimisers:
-    """AdamW over the student's groups, or DOT, which knows one group; SGD without momentum or decay over the raw
-    temperature, or Adam where it is minimised."""
+    """AdamW over the student's groups, or DOT, which knows one group; SGD without momentum or decay over the
+    temperature's parameters, or Adam where it is minimised."""
     student: torch.optim.Optimizer
     if train.optimiser == "dot":
         group = {"name": "all", "params": module.steered(), "factor": 1.0}
@@ -96,7 +96,7 @@ def set_learning_rates(optimiser: torch.optim.Optimizer, config: TrainConfig, st
 def clip(
     module: Distillation, train: TrainConfig, temperature: TemperatureConfig, handed_over: Sequence[Tensor] = ()
 ) -> float:
-    """Clip the global norm of what the student's optimiser moves, and the raw temperature's size apart.
+    """Clip the global norm of what the student's optimiser moves, and that of the temperature's gradient apart.
 
     ``handed_over`` are gradients that the optimiser was given apart: they count and are scaled together with ``.grad``.
     Returns the norm before.
@@ -111,6 +111,6 @@ def clip(
     torch.nn.utils.clip_grads_with_norm_(steered, train.clip, norm)
     for gradient in handed_over:
         gradient.mul_((train.clip / (norm + 1e-6)).clamp(max=1.0))
-    if module.temperature is not None and module.temperature.raw.grad is not None:
-        module.temperature.raw.grad.clamp_(-temperature.clip, temperature.clip)
+    if module.temperature is not None:
+        torch.nn.utils.clip_grad_norm_(module.temperature.parameters(), temperature.clip)
     return norm.item()

@@ -163,7 +163,7 @@ def prepare(experiment: Experiment) -> Setting:
     # Again: students of one seed start alike, whatever projectors were drawn before them.
     torch.manual_seed(experiment.seed)
     student = build_student(experiment.student, teacher, fit_BL, fit_BLE)
-    module = Distillation(student, experiment.distillation, features)
+    module = Distillation(student, experiment.distillation, features, teacher.hidden_size)
     freeze(module, train)
     optimisers = build_optimisers(module, train, experiment.distillation.temperature)
     wrapped, present = engine.setup(module, *optimisers.present())

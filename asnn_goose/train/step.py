@@ -69,7 +69,7 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
     count = engine.sum(float(sum(int(batch.mask[:, 1:].sum()) for batch in batches)))
     metrics: dict[str, float] = {}
     slopes: list[Tensor] = []
-    plain = None
+    plain, moments = None, torch.zeros(2, dtype=torch.float64)
     trained = [p for p in module.parameters() if p.requires_grad]
     gradients: dict[str, list[Tensor | None]] = {name: [None] * len(trained) for name in weights}
     for index, batch in enumerate(batches):
@@ -80,8 +80,14 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
             total, parts = combine(sums, applied, count)
             if module.temperature is not None:
                 # Only the distillation terms reach the adversarial T: sum of w dL/dT, before the reversal.
-                adversarial.register_hook(lambda slope: None if slope is None else slopes.append(slope))
-                penalty = _anchor(context, plain, scheduled) / (len(batches) * engine.world_size)
+                adversarial.register_hook(lambda slope: None if slope is None else slopes.append(slope.sum()))
+                penalty = _anchor(context, plain, scheduled)
+                if plain.ndim:
+                    kept = plain.detach()[mask[:, 1:]].double()
+                    moments += torch.stack([kept.sum(), kept.square().sum()]).cpu()
+                    penalty = penalty[mask[:, 1:]].sum() / max(1.0, count)
+                else:
+                    penalty = penalty / (len(batches) * engine.world_size)
                 parts["loss_anchor"] = penalty.item()
                 total = total + penalty
                 if apart:
@@ -109,17 +115,33 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
     metrics["valid_tokens"] = count
     metrics["temperature"] = scheduled
     if module.temperature is not None and plain is not None:
+        if plain.ndim:
+            metrics |= _instances(engine, module, moments, count)
+        else:
+            metrics["temperature"] = plain.item()
         slope = engine.sum(sum(slope.item() for slope in slopes)) / engine.world_size
         tempered = sum(weight for name, weight in applied.items() if name in TEMPERED)
-        metrics["temperature"] = plain.item()
-        metrics["temperature_lambda"] = lam
+        if context.config.temperature.mode == "learned":
+            metrics["temperature_lambda"], metrics["temperature_anchor"] = lam, _anchor_at(context, scheduled)
         metrics["temperature_gradient"] = slope / tempered if tempered else 0.0
     return metrics
 
 
+def _instances(engine: Engine, module: Any, moments: Tensor, count: float) -> dict[str, float]:
+    """Mean and standard deviation of the step's temperatures over its tokens, from the sums of T and T^2."""
+    total, squares = (engine.sum(moment) for moment in moments.tolist())
+    mean = total / max(1.0, count)
+    module.temperature.recent.fill_(mean)
+    return {"temperature": mean, "temperature_spread": max(0.0, squares / max(1.0, count) - mean**2) ** 0.5}
+
+
 def _anchor(context: StepContext, temperature: Tensor, scheduled: float) -> Tensor:
-    config = context.config.temperature
-    return anchor_penalty(temperature, scheduled if config.anchor is None else config.anchor, config.anchor_weight)
+    return anchor_penalty(temperature, _anchor_at(context, scheduled), context.config.temperature.anchor_weight)
+
+
+def _anchor_at(context: StepContext, scheduled: float) -> float:
+    anchor = context.config.temperature.anchor
+    return scheduled if anchor is None else anchor
 
 
 def _add_gradients(

@@ -51,6 +51,8 @@ def holding(experiment: Experiment, key: str) -> Experiment:
         if inner.get(part) is None:
             inner[part] = dict(REQUIRED.get(above) or REQUIRED[part])
         inner, above = inner[part], part
+    if key == "distillation.temperature.scope":
+        inner["mode"] = "learned"
     return Experiment.model_validate(tree)
 
 

@@ -220,7 +220,7 @@ def test_question_and_change_are_not_inherited(tmp_path: Path):
 
 
 # Keys that another one constrains: a random value of one alone would be refused for the sake of the other.
-TEMPERATURE = ("mode", "init", "low", "high", "anchor", "lambda_start", "lambda_end", "ramp.start")
+TEMPERATURE = ("mode", "scope", "init", "low", "high", "anchor", "lambda_start", "lambda_end", "ramp.start")
 CONSTRAINED = {"data.source", "data.path", "distillation.targets"}
 CONSTRAINED |= {f"distillation.temperature.{name}" for name in TEMPERATURE}
 CONSTRAINED |= {"distillation.balance.mode", "distillation.balance.low", "distillation.balance.high"}

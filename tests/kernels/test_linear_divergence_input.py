@@ -33,9 +33,10 @@ PARTS: dict[str, Any] = {
         ({"targets_N": torch.zeros(5, dtype=torch.int64)}, r"one token id for each of 6 rows, not \(5,\)"),
         ({"mask": torch.ones(5, dtype=torch.bool)}, r"one bool for each of 6 rows, not \(5,\) of torch.bool"),
         ({"mask": torch.ones(6, dtype=torch.int64)}, r"one bool for each of 6 rows, not \(6,\) of torch.int64"),
-        ({"temperature": 0.0}, "temperature must be one number above 0, not 0.0"),
-        ({"temperature": math.nan}, "temperature must be one number above 0, not nan"),
-        ({"temperature": torch.ones(6)}, "temperature must be one number above 0"),
+        ({"temperature": 0.0}, "temperature must be above 0, not 0"),
+        ({"temperature": math.nan}, "temperature must be above 0, not nan"),
+        ({"temperature": torch.ones(7)}, r"temperature must be one number, or one for each of 6 rows, not \(7,\)"),
+        ({"temperature": torch.tensor([1.0, 1, -2, 1, 1, 1])}, "temperature must be above 0, not -2"),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(changes: dict[str, Any], message: str, backend: str):

@@ -3,6 +3,7 @@
 conftest.py sets TRITON_INTERPRET before anything imports Triton; compilation happens in a process without it.
 """
 
+import importlib
 import math
 
 import pytest
@@ -26,13 +27,10 @@ def logits(N: int, V: int, size: float, seed: int = 0) -> tuple[Tensor, Tensor, 
 
 
 def tile(form: str, s: Tensor, t: Tensor, targets: Tensor, w_ce, w_kl, T: float, slope: bool = True):
-    """(sums and slope, gradient on the logits) of a compiled form."""
-    if form == "triton":
-        from asnn_goose.kernels.linear_divergence import triton as module
-    else:
-        from asnn_goose.kernels.linear_divergence import native as module
-    grad = s.clone()
-    return module.tile(grad, None if w_kl is None else t, targets, w_ce, w_kl, T, slope), grad
+    """(sums and slope over the rows, gradient on the logits) of a compiled form."""
+    module = importlib.import_module(f"asnn_goose.kernels.linear_divergence.{form}")
+    grad, T_N = s.clone(), torch.full((len(s),), T, dtype=torch.float64, device=s.device)
+    return module.tile(grad, None if w_kl is None else t, targets, T_N, w_ce, w_kl, slope).sum(-1), grad
 
 
 def exact(s: Tensor, t: Tensor, targets: Tensor, w_ce, w_kl, T: float):
@@ -43,6 +41,20 @@ def exact(s: Tensor, t: Tensor, targets: Tensor, w_ce, w_kl, T: float):
     (grad,) = torch.autograd.grad((w_ce or 0.0) * ce + (w_kl or 0.0) * kl, leaf)
     wanted = [0.0 if w_ce is None else ce.item(), *((0.0, 0.0) if w_kl is None else (kl.item(), slope.item()))]
     return torch.tensor(wanted, dtype=torch.float64), grad
+
+
+@pytest.mark.parametrize("form", ["triton", "native"])
+def test_each_row_has_its_own_temperature(form: str):
+    s, t, targets = logits(3, 2100, size=2.0)
+    module = importlib.import_module(f"asnn_goose.kernels.linear_divergence.{form}")
+    T_N = torch.tensor([1.0, 2.5, 0.7], dtype=torch.float64)
+    grad = s.clone()
+    found_3N = module.tile(grad, t, targets, T_N, 0.3, 0.7, True)
+    for n in range(3):
+        row = slice(n, n + 1)
+        alone = s[row].clone()
+        assert torch.equal(module.tile(alone, t[row], targets[row], T_N[row], 0.3, 0.7, True), found_3N[:, row])
+        assert torch.equal(alone, grad[row])
 
 
 @pytest.mark.parametrize("T", [0.5, 1.0, 3.0])
@@ -116,7 +128,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
 from asnn_goose.kernels.linear_divergence.triton import BLOCK, _tile_kernel
-types = {"V": "i32", "T": "fp32", "inverse": "fp32", "log_V": "fp32", "w_ce": "fp32", "w_kl": "fp32",
+types = {"V": "i32", "temperatures": "*fp64", "log_V": "fp32", "w_ce": "fp32", "w_kl": "fp32",
          "targets": "*i64", "results": "*fp64"}
 for ce, kl, slope in ((True, True, True), (False, True, False), (True, False, False)):
     constants = {"HAS_CE": ce, "HAS_KL": kl, "SLOPE": slope, "BLOCK": BLOCK}

@@ -195,9 +195,13 @@ def test_a_target_outside_the_vocabulary_is_refused():
     [
         (lambda x: forward_kl(x, x[:, :2]), r"student logits \(2, 3, 5\) and teacher logits \(2, 2, 5\) must have one"),
         (lambda x: forward_kl(x, x, torch.ones(3, 2)), r"mask \(3, 2\) must have the logits' leading shape \(2, 3\)"),
-        (lambda x: forward_kl(x, x, temperature=0.0), "temperature must be one number above 0, not 0.0"),
-        (lambda x: forward_kl(x, x, temperature=math.nan), "temperature must be one number above 0, not nan"),
-        (lambda x: forward_kl(x, x, temperature=torch.ones(2, 1, 1)), "temperature must be one number above 0"),
+        (lambda x: forward_kl(x, x, temperature=0.0), "temperature must be above 0, not 0"),
+        (lambda x: forward_kl(x, x, temperature=math.nan), "temperature must be above 0, not nan"),
+        (
+            lambda x: forward_kl(x, x, temperature=torch.ones(2, 2, 1)),
+            r"temperature \(2, 2, 1\) must be one number, or",
+        ),
+        (lambda x: forward_kl(x, x, temperature=torch.ones(2, 3)), r"or broadcast to \(2, 3, 1\)"),
         (lambda x: cross_entropy(x, x[..., 0].long().T), r"targets \(3, 2\) must have the logits' leading shape"),
         (
             lambda x: cross_entropy(x, x[..., 0].long(), torch.ones(3, 2)),

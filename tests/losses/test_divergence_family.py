@@ -208,7 +208,7 @@ def test_squared_temperature_or_one_power_for_the_total_variation():
         (lambda: jensen_shannon(Q, P, beta=1.0), "beta must lie strictly between 0 and 1"),
         (lambda: skew_kl(Q, P, skew=1.0), r"skew must lie in \[0, 1\), not 1.0"),
         (lambda: reverse_kl(Q, P[:2]), "must have one shape"),
-        (lambda: adaptive_kl(Q, P, temperature=0.0), "temperature must be one number above 0, not 0.0"),
+        (lambda: adaptive_kl(Q, P, temperature=0.0), "temperature must be above 0, not 0"),
         (lambda: total_variation(Q[None], P[None], torch.ones(2)), "must have the logits' leading shape"),
     ],
 )

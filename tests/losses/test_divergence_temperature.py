@@ -109,3 +109,27 @@ def test_a_learned_temperature_needs_teacher_logits_from_no_grad():
     forward_kl(s, inference, temperature=2.0).backward()
     with torch.inference_mode():
         assert forward_kl(s, inference, temperature=T).item() == pytest.approx(0.2304818042, abs=6e-11)
+
+
+def test_an_instance_wise_temperature_by_the_printed_numbers():
+    """The mean over samples of T_i^2 KL_i; mean(T)^2 mean(KL) is another number."""
+    t, s = [[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]], [[0.5, 1.0, -0.5], [0.0, 1.0, 1.0]]
+    taus = float64([[1.0], [2.0]]).requires_grad_()
+    value = forward_kl(float64(s), float64(t), temperature=taus)
+    assert value.item() == pytest.approx(0.526374720751891, rel=1e-14)
+    divergences = [float(kl(np.array(b), np.array(a), T)) for a, b, T in zip(t, s, (1.0, 2.0), strict=True)]
+    # Printed with nine digits and a 0.
+    assert divergences == pytest.approx([0.2394013611, 0.2033370200], abs=5e-10)
+    assert 1.5**2 * np.mean(divergences) == pytest.approx(0.498080678884620, rel=1e-14)
+    (slopes,) = torch.autograd.grad(value, taus)
+    one_by_one = [learned(T, a, b)[1] / 2 for a, b, T in zip(t, s, (1.0, 2.0), strict=True)]
+    assert slopes.flatten().tolist() == pytest.approx(one_by_one, rel=1e-12)
+
+
+def test_a_temperature_per_window_reaches_all_its_tokens():
+    draw = torch.Generator().manual_seed(0)
+    s, t = (torch.randn(2, 3, 5, generator=draw, dtype=torch.float64) for _ in range(2))
+    mask = torch.tensor([[True, False, True], [True, True, True]])
+    found = forward_kl(s, t, mask, torch.tensor([1.5, 3.0])[:, None, None])
+    each = [forward_kl(s[b], t[b], mask[b], T).item() * int(mask[b].sum()) for b, T in enumerate((1.5, 3.0))]
+    assert found.item() == pytest.approx(sum(each) / 5, rel=1e-12)

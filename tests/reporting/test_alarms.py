@@ -32,8 +32,15 @@ def test_two_short_stays_do_not_add_up():
 
 
 def test_a_temperature_that_never_moves_is_told():
-    assert "never left its anchor 2 " in temperature_alarms(lines(np.full(100, 2.03)), CONFIG)[0]
-    assert temperature_alarms(lines(np.linspace(2, 2.05, 100)), CONFIG) == []
+    anchor = {"temperature_anchor": np.full(100, 2.0)}
+    assert "never left its anchor " in temperature_alarms(lines(np.full(100, 2.03), **anchor), CONFIG)[0]
+    assert temperature_alarms(lines(np.linspace(2, 2.05, 100), **anchor), CONFIG) == []
+
+
+def test_a_temperature_that_only_follows_its_anchor_has_learned_nothing():
+    anchor = {"temperature_anchor": np.linspace(2.0, 3.0, 100)}
+    assert "never left its anchor " in temperature_alarms(lines(np.linspace(2.0, 3.02, 100), **anchor), CONFIG)[0]
+    assert temperature_alarms(lines(np.linspace(2.0, 2.5, 100), **anchor), CONFIG) == []
 
 
 def game(sign):

@@ -89,6 +89,7 @@ def test_resumed_equals_uninterrupted(start, go_on, tiny_experiment, stop, stopp
     [
         {"distillation__balance__mode": "gradient_norm", "distillation__balance__every": 2},
         {"distillation__balance__mode": "gradnorm"},
+        {"distillation__temperature__scope": "token", "distillation__temperature__lambda_start": 0.0},
         {"distillation__balance__mode": "uncertainty"},
         {"distillation__balance__mode": "pcgrad"},
         {"train__optimiser": "dot", "train__lr": 1e-3},
@@ -98,7 +99,7 @@ def test_resumed_equals_uninterrupted(start, go_on, tiny_experiment, stop, stopp
     ids=lambda changes: " ".join(str(value) for value in changes.values()),
 )
 def test_what_an_objective_keeps_is_taken_up_again(start, go_on, tiny_experiment, changes, stopping_at):
-    """Moving averages, learned weights, momenta, projectors, and the draws of a sample."""
+    """Moving averages, learned weights, momenta, projectors, the temperature's reader, and the draws of a sample."""
     experiment = tiny_experiment(train__steps=6, **changes)
     straight = start(experiment).train()
     broken = start(experiment, stopping_at(3))

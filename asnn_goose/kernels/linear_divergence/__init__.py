@@ -8,7 +8,7 @@ from torch import Tensor
 
 from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
 from asnn_goose.kernels.linear_divergence.reference import sums_reference
-from asnn_goose.kernels.linear_divergence.rows import FORMULAS, ce_rows, forward_kl_rows
+from asnn_goose.kernels.linear_divergence.rows import FORMULAS, ce_rows, check_temperature, forward_kl_rows
 from asnn_goose.kernels.linear_divergence.teacher import dense_teacher, sparse_teacher
 from asnn_goose.kernels.linear_divergence.tiled import TiledSums
 from asnn_goose.kernels.linear_divergence.tiles import CLOSED_FORM
@@ -61,7 +61,8 @@ def linear_divergence(
         weights: name -> factor with which the caller will add the sums up; names among DIVERGENCES. The tiled forms
             prepare the gradient of exactly this mixture (or a multiple of it) and refuse any other.
         options: name -> what its formula takes beside logits and temperature (beta, skew, reverse, k; see rows.py).
-        temperature: T of the divergences (not of ce), a number or a scalar tensor that receives its gradient.
+        temperature: T of the divergences (not of ce): a number, or a tensor, scalar or one T for each row [N], that
+            receives its gradient.
         mask: [N] bool, rows that count; None: all.
         backend: native (tiled, numba; CPU, a head of float32 or narrower), triton (tiled; CUDA, likewise), both for ce
             and forward_kl; tiled (torch, anything), reference (all logits at once), or auto: the first that can run.
@@ -75,7 +76,7 @@ def linear_divergence(
     """
     weights = {"forward_kl": 1.0} if weights is None else dict(weights)
     options = {} if options is None else options
-    temperature = torch.as_tensor(temperature)
+    temperature = temperature if isinstance(temperature, Tensor) else torch.tensor(temperature, dtype=torch.float64)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     _check(hidden_ND, targets_N, weights, options, temperature, mask)
     names = tuple(weights)
@@ -88,6 +89,7 @@ def linear_divergence(
     if mask is not None:
         hidden_ND, teacher = hidden_ND[mask], teacher.select(mask)
         targets_N = None if targets_N is None else targets_N[mask]
+        temperature = temperature[mask] if temperature.ndim else temperature
     if "ce" in weights and targets_N is not None:
         _check_ids("targets_N", targets_N, V)
     if teacher_topk is not None:
@@ -116,8 +118,9 @@ def _check(hidden_ND, targets_N, weights, options, temperature, mask) -> None:
         raise ValueError(f"targets must be one token id for each of {N} rows, not {tuple(targets_N.shape)}")
     if mask is not None and (mask.shape != (N,) or mask.dtype != torch.bool):
         raise ValueError(f"mask must be one bool for each of {N} rows, not {tuple(mask.shape)} of {mask.dtype}")
-    if temperature.ndim or not temperature.detach() > 0:
-        raise ValueError(f"temperature must be one number above 0, not {temperature.tolist()}")
+    if temperature.shape not in ((), (N,)):
+        raise ValueError(f"temperature must be one number, or one for each of {N} rows, not {tuple(temperature.shape)}")
+    check_temperature(temperature)
 
 
 def _check_ids(argument: str, ids: Tensor, V: int) -> None:

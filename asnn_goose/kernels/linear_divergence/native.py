@@ -103,16 +103,17 @@ def _add_difference(q, p, factor, out):
 
 @numba.njit(parallel=True, **COMPILE)
 def _tile(
-    s_NV, t_NV, s_max_N, t_max_N, targets_N, has_ce, has_kl, w_ce, w_kl, T, wants_slope, parts, ce_N, kl_N, slope_N
+    s_NV, t_NV, s_max_N, t_max_N, targets_N, T_N, has_ce, has_kl, w_ce, w_kl, wants_slope, parts, ce_N, kl_N, slope_N
 ):  # fmt: skip
     """Overwrites s_NV with the gradient of w_ce CE + w_kl T^2 KL on the student's logits."""
     N, V = s_NV.shape
-    inverse, log_V = np.float32(1.0 / T), math.log(V)
+    log_V = math.log(V)
     for part in numba.prange(parts):
         powers = np.empty(BLOCK, np.int32)
         work = np.empty((7, BLOCK), np.float32)
         for n in range(part * N // parts, (part + 1) * N // parts):
             s, s_max = s_NV[n], s_max_N[n]
+            T, inverse = T_N[n], np.float32(1.0 / T_N[n])
             shift_1, shift_s, shift_t = ZERO, ZERO, ZERO
             if has_ce:
                 log_z = math.log(_partition(s, s_max, ONE, powers, work[0]))
@@ -171,12 +172,13 @@ def _tile(
 
 
 def tile(
-    s_NV: Tensor, t_NV: Tensor | None, targets_N: Tensor | None, w_ce: float | None, w_kl: float | None, T: float,
+    s_NV: Tensor, t_NV: Tensor | None, targets_N: Tensor | None, T_N: Tensor, w_ce: float | None, w_kl: float | None,
     wants_slope: bool,
 ) -> Tensor:  # fmt: skip
-    """[sum of CE, sum of T^2 KL(p || q), sum of its derivative in T] in float64, of a tile of float32 logits.
+    """CE, T^2 KL(p || q) and its derivative in T of each row, float64 [3, N], of a tile of float32 logits.
 
-    Overwrites s_NV with d/ds (w_ce CE + w_kl T^2 KL). A weight of None leaves its term out; it then counts as 0.
+    T_N is float64. Overwrites s_NV with d/ds (w_ce CE + w_kl T^2 KL). A weight of None leaves its term out; it then
+    counts as 0.
     """
     bound_numba_threads()
     N = s_NV.shape[0]
@@ -186,7 +188,7 @@ def tile(
     targets_N = torch.zeros(N, dtype=torch.int64) if targets_N is None else targets_N
     _tile(
         s_NV.numpy(), (s_NV if t_NV is None else t_NV).numpy(), s_max_N.numpy(), t_max_N.numpy(), targets_N.numpy(),
-        w_ce is not None, w_kl is not None, np.float32(w_ce or 0.0), float(w_kl or 0.0), T, wants_slope,
+        T_N.numpy(), w_ce is not None, w_kl is not None, np.float32(w_ce or 0.0), float(w_kl or 0.0), wants_slope,
         max(1, min(numba_threads(), N)), *results_3N,
     )  # fmt: skip
-    return torch.from_numpy(results_3N.sum(-1))
+    return torch.from_numpy(results_3N)

@@ -7,7 +7,10 @@ from asnn_goose.kernels.linear_divergence.teacher import DenseTeacher, Teacher, 
 
 
 def sums_reference(hidden_ND, weight_VD, temperature, teacher: Teacher, targets_N, names, options) -> Tensor:
-    """Sum over rows of each named divergence, [len(names)]."""
+    """Sum over rows of each named divergence, [len(names)]; ``temperature`` is a scalar or [N]."""
+    # A tensor with a dimension, other than a scalar, would widen the logits that it divides.
+    wide = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
+    temperature = temperature.to(wide)[:, None] if temperature.ndim else temperature
     # The head's dtype is the dtype of the products, also under autocast.
     with torch.autocast(hidden_ND.device.type, enabled=False):
         student_NV = hidden_ND.to(weight_VD.dtype) @ weight_VD.T

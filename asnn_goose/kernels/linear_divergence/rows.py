@@ -20,6 +20,13 @@ from torch import Tensor
 from asnn_goose.kernels.linear_divergence.tail import log_tail
 
 
+def check_temperature(temperature: Tensor) -> None:
+    """Raises ValueError unless every T is above 0."""
+    outside = temperature.detach()[~(temperature.detach() > 0)]
+    if outside.numel():
+        raise ValueError(f"temperature must be above 0, not {outside[0].item():g}")
+
+
 def _wide(logits_NV: Tensor) -> Tensor:
     # A sum over 50,000 terms in bfloat16 makes a small divergence negative.
     return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
@@ -174,7 +181,7 @@ def stored_bucket_kl_rows(
     Args:
         kept_NK, log_p_NK: the k best tokens and their log-probabilities at T = 1.
         log_tail_NJ: the others' log-partition L at tail.NODES, see tail.py.
-        temperature: a number or a scalar tensor within tail.py's span.
+        temperature: as everywhere here, within tail.py's span.
     """
     dtype = _wide(student_NV).dtype
     banned_NK = log_p_NK == -torch.inf

@@ -25,22 +25,24 @@ def log_tail(log_tail_NJ: Tensor, temperature: Tensor | float) -> Tensor:
 
     Args:
         log_tail_NJ: L at NODES.
-        temperature: T, a number or a scalar tensor.
+        temperature: T, a number, a scalar tensor, or one for each row [N, 1].
 
     Raises:
         ValueError: T outside [LOWEST, HIGHEST], where the polynomial would extrapolate.
     """
     T = torch.as_tensor(temperature, dtype=torch.float64, device=log_tail_NJ.device)
-    if not LOWEST <= T.item() <= HIGHEST:
-        raise ValueError(f"a stored tail serves temperatures from {LOWEST:g} to {HIGHEST:g}, not {T.item():g}")
+    outside = T.detach()[~((T.detach() >= LOWEST) & (T.detach() <= HIGHEST))]
+    if outside.numel():
+        raise ValueError(f"a stored tail serves temperatures from {LOWEST:g} to {HIGHEST:g}, not {outside[0].item():g}")
     nodes_J = torch.tensor(NODES, dtype=torch.float64, device=T.device)
     # Lagrange's basis, written as products: a barycentric quotient would be 0/0 at a node.
-    offsets_J = 1.0 / T - nodes_J
+    offsets_NJ = 1.0 / T.reshape(-1, 1) - nodes_J
     basis = []
     for j, node in enumerate(NODES):
         others = [i for i in range(len(NODES)) if i != j]
-        basis.append(offsets_J[others].prod() / math.prod(node - NODES[i] for i in others))
+        basis.append(offsets_NJ[:, others].prod(-1) / math.prod(node - NODES[i] for i in others))
     # A teacher without a tail has -inf at every node, which no weight may touch.
     empty_N = log_tail_NJ[:, 0] == -torch.inf
     values_NJ = log_tail_NJ.masked_fill(empty_N[:, None], 0.0)
-    return (values_NJ @ torch.stack(basis).to(log_tail_NJ.dtype)).masked_fill(empty_N, -torch.inf)
+    basis_NJ = torch.stack(basis, -1).to(log_tail_NJ.dtype)
+    return (values_NJ * basis_NJ).sum(-1).masked_fill(empty_N, -torch.inf)

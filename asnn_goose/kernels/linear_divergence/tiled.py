@@ -25,7 +25,8 @@ class Prepared(NamedTuple):
 
     hidden_ND: Tensor | None
     weight_VD: Tensor | None
-    temperature: Tensor
+    temperature_N: Tensor
+    """Of each row, also where all share one temperature."""
 
 
 class TiledSums(torch.autograd.Function):
@@ -38,11 +39,11 @@ class TiledSums(torch.autograd.Function):
     def forward(
         ctx, hidden_ND, weight_VD, temperature, teacher: Teacher, targets_N, weights, options, backend: str
     ):  # fmt: skip
-        ctx.mixture = Mixture(weights, options, float(temperature), ctx.needs_input_grad[2])
+        ctx.mixture = Mixture(weights, options, ctx.needs_input_grad[2])
         ctx.teacher, ctx.targets_N, ctx.backend = teacher, targets_N, backend
-        ctx.dtypes, ctx.temperature_device = (hidden_ND.dtype, weight_VD.dtype), temperature.device
-        ctx.save_for_backward(hidden_ND, weight_VD)
-        sums, ctx.prepared = _prepare(ctx, hidden_ND, weight_VD)
+        ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
+        ctx.save_for_backward(hidden_ND, weight_VD, temperature)
+        sums, ctx.prepared = _prepare(ctx, hidden_ND, weight_VD, temperature)
         return sums
 
     @staticmethod
@@ -58,17 +59,20 @@ class TiledSums(torch.autograd.Function):
                 f"one proportional to {grad_sums.tolist()}: pass the weights that the sums are combined with"
             )
         prepared = ctx.prepared or _prepare(ctx, *ctx.saved_tensors)[1]
-        ctx.prepared = None
+        ctx.prepared, temperature = None, ctx.saved_tensors[2]
         grads = [
             None if grad is None else grad.mul_(scale).to(dtype)
             for grad, dtype in zip((prepared.hidden_ND, prepared.weight_VD), ctx.dtypes, strict=True)
         ]
         wants_temperature = ctx.needs_input_grad[2] and tuple(ctx.mixture.weights) != ("ce",)
-        grad_T = (scale * prepared.temperature).to(ctx.temperature_device) if wants_temperature else None
+        grad_T = None
+        if wants_temperature:
+            slopes_N = scale * prepared.temperature_N
+            grad_T = (slopes_N if temperature.ndim else slopes_N.sum()).to(temperature)
         return *grads, grad_T, None, None, None, None, None
 
 
-def _prepare(ctx, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Prepared]:
+def _prepare(ctx, hidden_ND: Tensor, weight_VD: Tensor, temperature: Tensor) -> tuple[Tensor, Prepared]:
     """(sums, gradients), tile by tile."""
     N, teacher = hidden_ND.shape[0], ctx.teacher
     wide = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
@@ -76,7 +80,9 @@ def _prepare(ctx, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Prepare
     grad_hidden_ND = torch.empty_like(hidden_ND, dtype=wide) if wants_hidden else None
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
     tile = tile_of(ctx.backend, shape_of(N, weight_VD), hidden_ND.new_empty(0, dtype=wide), ctx.mixture)
-    results = hidden_ND.new_zeros(len(ctx.mixture.weights) + 1, dtype=torch.float64)
+    T_N = temperature.detach().to(hidden_ND.device, torch.float64).expand(N).contiguous()
+    sums = hidden_ND.new_zeros(len(ctx.mixture.weights), dtype=torch.float64)
+    slopes_N = torch.zeros_like(T_N)
     with torch.autocast(hidden_ND.device.type, enabled=False):
         for start in range(0, N, tile.rows):
             rows = slice(start, min(start + tile.rows, N))
@@ -90,13 +96,15 @@ def _prepare(ctx, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Prepare
             else:
                 states_NE = teacher.hidden_NE[rows].to(teacher.weight_VE.dtype)
                 known = _product(states_NE, teacher.weight_VE.T, tile.t_NV[:n])
-            results += tile(s_NV, known, None if ctx.targets_N is None else ctx.targets_N[rows])
+            targets_N = None if ctx.targets_N is None else ctx.targets_N[rows]
+            tile_sums, slopes_N[rows] = tile(s_NV, known, targets_N, T_N[rows])
+            sums += tile_sums
             grad_NV = s_NV.to(weight_VD.dtype)
             if grad_hidden_ND is not None:
                 _product(grad_NV, weight_VD, grad_hidden_ND[rows])
             if grad_weight_VD is not None:
                 _add_product(grad_NV.T, x_ND, grad_weight_VD)
-    return results[:-1].to(wide), Prepared(grad_hidden_ND, grad_weight_VD, results[-1])
+    return sums.to(wide), Prepared(grad_hidden_ND, grad_weight_VD, slopes_N)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

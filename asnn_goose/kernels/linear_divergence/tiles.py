@@ -1,4 +1,4 @@
-"""What one tile of logits contributes: sums, slope in T and gradient, in buffers that serve every tile.
+"""What one tile of logits contributes: sums, slopes in T and gradient, in buffers that serve every tile.
 
 A tile takes at most BUDGET bytes, or a SHARE of the head's where that is more: with fewer rows the products would wait
 for the head's weights, which each tile reads anew.
@@ -33,7 +33,6 @@ class Mixture(NamedTuple):
 
     weights: Mapping[str, float]
     options: Mapping[str, Mapping[str, Any]]
-    T: float
     wants_slope: bool
 
 
@@ -62,36 +61,38 @@ class AutogradTile:
         self.inner = _fitting_rows(shape, WORKING * like.itemsize / 0.25, self.rows)
         self.s_NV, self.t_NV = (like.new_empty(self.rows, shape.V) for _ in range(2))
 
-    def __call__(self, s_NV: Tensor, teacher: Known, targets_N: Tensor | None) -> Tensor:
-        """[each sum, slope in T of their weighted sum] in float64; overwrites s_NV with its gradient."""
-        results = s_NV.new_zeros(len(self.mixture.weights) + 1, dtype=torch.float64)
+    def __call__(self, s_NV: Tensor, teacher: Known, targets_N: Tensor | None, T_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(each sum, slope in T of each row's weighted sum [N]) in float64; overwrites s_NV with its gradient."""
+        sums = s_NV.new_zeros(len(self.mixture.weights), dtype=torch.float64)
+        slopes_N = torch.zeros_like(T_N)
         for start in range(0, s_NV.shape[0], self.inner):
             rows = slice(start, start + self.inner)
             if isinstance(teacher, SparseTeacher):
                 few = teacher.select(rows)
             else:
                 few = None if teacher is None else teacher[rows]
-            results += self._few(s_NV[rows], few, None if targets_N is None else targets_N[rows])
-        return results
+            few_targets = None if targets_N is None else targets_N[rows]
+            sums += self._few(s_NV[rows], few, few_targets, T_N[rows], slopes_N[rows])
+        return sums, slopes_N
 
-    def _few(self, s_NV: Tensor, teacher: Known, targets_N: Tensor | None) -> Tensor:
-        weights, options, T, wants_slope = self.mixture
+    def _few(self, s_NV: Tensor, teacher: Known, targets_N: Tensor | None, T_N: Tensor, slopes_N: Tensor) -> Tensor:
+        weights, options, wants_slope = self.mixture
         grad_NV = torch.zeros_like(s_NV)
-        results = []
-        slope = s_NV.new_zeros(())
+        sums = []
         # One term after the other, so that only one keeps what its gradient needs.
         for name, weight in weights.items():
             with torch.enable_grad():
                 leaf = s_NV.detach().requires_grad_()
-                temperature = torch.tensor(T, dtype=s_NV.dtype, device=s_NV.device, requires_grad=wants_slope)
-                value = divergence_rows(name, leaf, teacher, targets_N, temperature, options).sum()
-            wanted = [leaf, temperature] if wants_slope else [leaf]
+                T_N1 = T_N.to(s_NV.dtype)[:, None].requires_grad_(wants_slope)
+                value = divergence_rows(name, leaf, teacher, targets_N, T_N1, options).sum()
+            wanted = [leaf, T_N1] if wants_slope else [leaf]
             grad, *slopes = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
             grad_NV.add_(grad, alpha=weight)
-            results.append(value.detach())
-            slope = slope + weight * slopes[0] if slopes else slope
+            sums.append(value.detach())
+            if slopes:
+                slopes_N.add_(slopes[0].squeeze(-1), alpha=weight)
         s_NV.copy_(grad_NV)
-        return torch.stack([*results, slope]).double()
+        return torch.stack(sums).double()
 
 
 class CompiledTile:
@@ -102,13 +103,13 @@ class CompiledTile:
         self.rows = _fitting_rows(shape, 2 * like.itemsize, TILE)
         self.s_NV, self.t_NV = (like.new_empty(self.rows, shape.V) for _ in range(2))
 
-    def __call__(self, s_NV: Tensor, teacher: Known, targets_N: Tensor | None) -> Tensor:
+    def __call__(self, s_NV: Tensor, teacher: Known, targets_N: Tensor | None, T_N: Tensor) -> tuple[Tensor, Tensor]:
         """As AutogradTile."""
-        weights, _, T, wants_slope = self.mixture
+        weights, _, wants_slope = self.mixture
         w_ce, w_kl = weights.get("ce"), weights.get("forward_kl")
-        ce, kl, slope = self.form.tile(s_NV, teacher, targets_N, w_ce, w_kl, T, wants_slope)
-        sums = {"ce": ce, "forward_kl": kl}
-        return torch.stack([*(sums[name] for name in weights), (w_kl or 0.0) * slope])
+        ce_N, kl_N, slopes_N = self.form.tile(s_NV, teacher, targets_N, T_N, w_ce, w_kl, wants_slope)
+        rows = {"ce": ce_N, "forward_kl": kl_N}
+        return torch.stack([rows[name].sum() for name in weights]), (w_kl or 0.0) * slopes_N
 
 
 def tile_of(backend: str, shape: Shape, like: Tensor, mixture: Mixture) -> AutogradTile | CompiledTile:

@@ -42,13 +42,15 @@ def _total(lanes):
 
 @triton.jit
 def _tile_kernel(
-    s, t, targets, results, V, T, inverse, log_V, w_ce, w_kl,
+    s, t, targets, temperatures, results, V, log_V, w_ce, w_kl,
     HAS_CE: tl.constexpr, HAS_KL: tl.constexpr, SLOPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     s += row * V
     t += row * V
     results += row * 3
+    T = tl.load(temperatures + row)
+    inverse, factor = (1.0 / T).to(tl.float32), (w_kl * T).to(tl.float32)
     lanes = tl.arange(0, BLOCK)
     zero = tl.zeros((BLOCK,), tl.float32)
     # Finite, since -inf minus itself is NaN; a lane that meets no token weighs exp(LOWEST - maximum) = 0.
@@ -91,7 +93,7 @@ def _tile_kernel(
             y = tl.load(t + columns, mask=inside, other=0.0)
             q = tl.where(inside, tl.exp((x - s_max) * inverse - shift_s), 0.0)
             p = tl.where(inside, tl.exp((y - t_max) * inverse - shift_t), 0.0)
-            grad += w_kl * T * (q - p)
+            grad += factor * (q - p)
             lq, lp = (x - centre_s) * inverse, (y - centre_t) * inverse
             gap = lp - lq
             sum_p += p
@@ -120,7 +122,7 @@ def _tile_kernel(
 
 
 def tile(
-    s_NV: Tensor, t_NV: Tensor | None, targets_N: Tensor | None, w_ce: float | None, w_kl: float | None, T: float,
+    s_NV: Tensor, t_NV: Tensor | None, targets_N: Tensor | None, T_N: Tensor, w_ce: float | None, w_kl: float | None,
     wants_slope: bool,
 ) -> Tensor:  # fmt: skip
     """As native.tile, of a tile of float32 logits on a GPU."""
@@ -128,8 +130,8 @@ def tile(
     results = s_NV.new_zeros(N, 3, dtype=torch.float64)
     # A pointer that a flag leaves unread may be any tensor.
     _tile_kernel[(N,)](
-        s_NV, s_NV if t_NV is None else t_NV, s_NV if targets_N is None else targets_N, results,
-        V, T, 1.0 / T, math.log(V), float(w_ce or 0.0), float(w_kl or 0.0),
+        s_NV, s_NV if t_NV is None else t_NV, s_NV if targets_N is None else targets_N, T_N, results,
+        V, math.log(V), float(w_ce or 0.0), float(w_kl or 0.0),
         HAS_CE=w_ce is not None, HAS_KL=w_kl is not None, SLOPE=wants_slope, BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
-    return results.sum(0)
+    return results.T
