@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from asnn_goose.config.distillation import DistillationConfig
+from asnn_goose.config.losses import LayerMap
 from asnn_goose.config.settings import Settings
 
 
@@ -34,6 +35,9 @@ class NeuronConfig(Settings):
     """Whether theta trains, and whether one value serves a layer's site or each of its channels has its own."""
     learn_decay: Literal["fixed", "layer", "channel"] = "fixed"
     """The same for beta."""
+    offset: float = Field(default=0.0, ge=0.0, le=0.5)
+    """Charge that joins the current in its own direction, as a share of theta, spread over the micro-steps. With decay
+    1 and a soft reset, 0 rounds the current towards 0, and 0.5 to the nearest level."""
     reset: Literal["soft", "hard"] = "soft"
     """After a spike: subtract theta (soft) or return to 0 (hard)."""
     detach_reset: bool = True
@@ -49,6 +53,21 @@ class NeuronConfig(Settings):
     binary neuron in the place of ours."""
 
 
+class TransferConfig(Settings):
+    """The first stage of a conversion: each mixer learns the teacher's on the teacher's inputs (train/transfer.py)."""
+
+    tokens: PositiveInt = 32_768
+    """Training tokens of the stage, the first of the run's, which reads them again."""
+    batch_size: PositiveInt = 2
+    """Windows per optimiser step."""
+    lr: PositiveFloat = 4e-3
+    """Peak learning rate."""
+    lr_end: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Learning rate at the end of the stage, as a share of the peak."""
+    warmup: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Share of the stage in which the learning rate rises."""
+
+
 class StudentConfig(Settings):
     """The spiking RWKV-7 student."""
 
@@ -62,9 +81,16 @@ class StudentConfig(Settings):
     """Hidden channels of the channel mix; None: four times the width."""
     norm: Literal["rms", "layer"] = "rms"
     """Normalisation in front of each mixer and of the head."""
-    init: Literal["none", "embeddings", "regression"] = "regression"
-    """What is taken from the teacher at the start: nothing; embedding, final norm and head; or these with a linear map
-    behind the embedding that is fitted to the teacher's last states."""
+    init: Literal["none", "embeddings", "regression", "layers"] = "regression"
+    """What is taken from the teacher at the start: nothing; embedding, final norm and head; these with a linear map
+    behind the embedding that is fitted to the teacher's last states; or these with its blocks, whose attention becomes
+    a time mix and whose gated MLP a channel mix of three matrices."""
+    layer_map: LayerMap = "uniform"
+    """Which teacher block each of the student's starts from, with init layers (losses/layer_map.py)."""
+    smoothing: float = Field(default=1.0, ge=0.0, le=1.0)
+    """With init layers: power of a channel's size by which it is divided before the neuron and multiplied behind it."""
+    transfer: TransferConfig | None = None
+    """With init layers: a first stage in which each mixer is trained alone; None: straight to the objective."""
     fit_tokens: PositiveInt = 32_768
     """Training tokens, the run's first, on which init regression fits its map."""
     tokenizer: str | None = None
@@ -77,6 +103,16 @@ class StudentConfig(Settings):
     """Form of the WKV-7 recurrence; auto: native on the CPU, fla on CUDA where installed, else torch_chunk."""
     wkv_chunk: PositiveInt = 32
     """Tokens per chunk of the chunked form."""
+
+    @model_validator(mode="after")
+    def _layers_fit(self):
+        if self.init == "layers" and (self.width is not None or self.channel_mix_width is not None):
+            raise ValueError("init layers takes the teacher's widths: set width and channel_mix_width to null")
+        if self.transfer is not None and self.init != "layers":
+            raise ValueError(f"transfer is a stage of init layers: set it to null with init {self.init}")
+        if self.init == "layers" and self.layer_map not in ("uniform", "tinybert"):
+            raise ValueError(f"layer_map {self.layer_map} has no teacher layer for each block: set it to uniform")
+        return self
 
 
 class DataConfig(Settings):

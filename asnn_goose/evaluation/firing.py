@@ -22,6 +22,7 @@ SITES = {
     "channel_mix.key": "channel_key",
     "channel_mix.value": "channel_value",
 }
+"""Names of the usual projections; another one is called by its path with underscores for dots."""
 
 
 @dataclass(frozen=True)
@@ -49,29 +50,45 @@ class SiteFiring:
     """Micro-steps per token; 1 for a dense neuron."""
     threshold: float
     decay: float
+    tokens: int
+    """Tokens seen, padding among them."""
+    spikes: int
+    """Sum of |k| over tokens and channels, k the net count of a token's spikes."""
+    active: int
+    """Tokens x channels whose operand is a count other than 0."""
+    analog: int
+    """Tokens x channels whose operand is no count: all of a dense neuron's, else those off the levels k / T."""
+    gain_varies: bool
+    """Whether the gain behind the product differs from token to token, so that no matrix can take it in."""
+
+    @property
+    def additions(self) -> int:
+        """What the spikes of all tokens come to in the matrix, micro-step by micro-step."""
+        return self.spikes * self.outputs
 
 
 def projections(student: GooseForCausalLM) -> Iterator[tuple[int, str, SpikingLinear]]:
-    """(block from 1, site, projection) in the order of the forward pass."""
+    """(block from 1, site, projection): every one that a block has, in the order in which it builds them."""
     for index, block in enumerate(student.model.blocks):
-        for path, site in SITES.items():
-            module = block.get_submodule(path)
-            assert isinstance(module, SpikingLinear)
-            yield index + 1, site, module
+        for path, module in block.named_modules():
+            if isinstance(module, SpikingLinear):
+                yield index + 1, SITES.get(path, path.replace(".", "_")), module
 
 
 class _Operands:
-    """Counts, for one projection, how many operands are levels k / T; a 0, which relu^2 gives too, tells nothing."""
+    """Counts what one projection multiplies. A 0 is on the levels k / T, but, as relu^2 gives it too, tells nothing."""
 
     def __init__(self, steps: int):
-        self.steps, self.on_level, self.values = steps, 0, 0
+        self.steps, self.tokens, self.on_level, self.off_level, self.gain_varies = steps, 0, 0, 0, False
 
     def __call__(self, _module, _inputs, output) -> None:
-        s = output[0].detach()
+        s, gain = output[0].detach(), output[1]
         # The levels are divided out again: 1/13 * 13 is not 1 in float32.
         on_level = (s == (s * self.steps).round() / self.steps) & (s.abs() <= 1.0)
         self.on_level += int((on_level & (s != 0)).sum())
-        self.values += int((s != 0).sum())
+        self.off_level += int((~on_level).sum())
+        self.tokens += s.numel() // s.shape[-1]
+        self.gain_varies |= gain is not None and gain.ndim > 1
 
 
 @torch.no_grad()
@@ -112,20 +129,28 @@ def measure_firing(
 
 def _site(layer: int, site: str, linear: SpikingLinear, counts: SpikeStatistics, operand: _Operands) -> SiteFiring:
     neuron = linear.neuron
+    dense = neuron.kind == "dense"
     values = max(1, counts.values * neuron.channels)
+    spikes, active = int(counts.spikes_C.sum()), int(counts.nonzero_C.sum())
+    nonzero = operand.on_level + operand.off_level
     return SiteFiring(
         layer=layer,
         site=site,
         channels=neuron.channels,
         outputs=linear.weight.shape[0],
-        rate=int(counts.spikes_C.sum()) / values / neuron.steps,
-        zero_fraction=1.0 - int(counts.nonzero_C.sum()) / values,
+        rate=spikes / values / neuron.steps,
+        zero_fraction=1.0 - active / values,
         dead_fraction=float((counts.nonzero_C == 0).double().mean()),
         saturated_fraction=float(((counts.full_C == counts.values) & (counts.full_C > 0)).double().mean()),
-        operand_fraction=operand.on_level / operand.values if operand.values else float(neuron.kind != "dense"),
-        steps=1 if neuron.kind == "dense" else neuron.steps,
+        operand_fraction=operand.on_level / nonzero if nonzero else float(not dense),
+        steps=1 if dense else neuron.steps,
         threshold=float(neuron.threshold.mean()),
         decay=float(torch.as_tensor(neuron.decay).mean()),
+        tokens=operand.tokens,
+        spikes=spikes,
+        active=active,
+        analog=operand.tokens * neuron.channels if dense else operand.off_level,
+        gain_varies=operand.gain_varies,
     )
 
 

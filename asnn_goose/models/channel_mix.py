@@ -1,9 +1,10 @@
-"""RWKV-7's channel mix with spikes in front of both matrices.
+"""RWKV-7's channel mix, or a transformer's gated MLP in its place, with spikes in front of every matrix.
 
 Shapes: B batch, L tokens, C channels, F hidden channels.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asnn_goose.models.spiking import SpikingLinear
@@ -16,15 +17,21 @@ def shifted(x_BLC: Tensor, previous_BC: Tensor | None) -> Tensor:
 
 
 class ChannelMix(nn.Module):
-    """V N(relu(K N(x + (x_{t-1} - x) mu))^2), N the neurons; relu^2 is never negative, so its spikes count upwards."""
+    """With x' = x + (x_{t-1} - x) mu and N the neurons:
+
+    relu2   V N(relu(K N(x'))^2); relu^2 is never negative, so its spikes count upwards
+    gated   V N(silu(G s) * (U s)), s = N(x'): gate and up share one neuron and stand, in this order, in ``key``;
+            mu starts at 0, where the published one is spread over the channels
+    """
 
     def __init__(self, config, layer: int):
         super().__init__()
         C, hidden = config.hidden_size, config.channel_mix_size
+        self.gated = config.channel_mix == "gated"
         ratio = 1.0 - layer / config.num_hidden_layers
         position = torch.arange(C) / C
-        self.mix_C = nn.Parameter(1.0 - position ** (ratio**4))
-        self.key = SpikingLinear(C, hidden, config.neuron)
+        self.mix_C = nn.Parameter(torch.zeros(C) if self.gated else 1.0 - position ** (ratio**4))
+        self.key = SpikingLinear(C, 2 * hidden if self.gated else hidden, config.neuron)
         self.value = SpikingLinear(hidden, C, config.hidden_neuron)
         self.reset_parameters()
 
@@ -36,5 +43,10 @@ class ChannelMix(nn.Module):
     def forward(self, x_BLC: Tensor, previous_BC: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(output_BLC, last token's input_BC, the ``previous_BC`` of the next call)."""
         current_BLC = torch.lerp(x_BLC, shifted(x_BLC, previous_BC), self.mix_C)
-        hidden_BLF = torch.relu(self.key(current_BLC)) ** 2
+        hidden_BLF = self.key(current_BLC)
+        if self.gated:
+            gate_BLF, up_BLF = hidden_BLF.chunk(2, -1)
+            hidden_BLF = F.silu(gate_BLF) * up_BLF
+        else:
+            hidden_BLF = torch.relu(hidden_BLF) ** 2
         return self.value(hidden_BLF), x_BLC[:, -1]

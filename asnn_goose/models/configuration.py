@@ -18,6 +18,9 @@ class GooseConfig(PreTrainedConfig):
         num_hidden_layers: blocks.
         head_size: D, channels of a head of the recurrence.
         channel_mix_size: hidden channels of the channel mix; None: four times hidden_size.
+        time_mix: goose, as published, or converted, which can take a softmax attention's matrices (models/time_mix.py).
+        channel_mix: relu2, as published, or gated, a transformer's gated MLP (models/channel_mix.py).
+        embedding_norm: whether the embedding is normalised before the blocks; a transformer's is not.
         norm: rms or layer, in front of each mixer and of the head.
         norm_eps: epsilon of these norms.
         neuron: fields of NeuronConfig for the neurons in front of receptance, key, value, output and channel-mix key.
@@ -36,6 +39,9 @@ class GooseConfig(PreTrainedConfig):
         num_hidden_layers: int = 6,
         head_size: int = 64,
         channel_mix_size: int | None = None,
+        time_mix: str = "goose",
+        channel_mix: str = "relu2",
+        embedding_norm: bool = True,
         norm: str = "rms",
         norm_eps: float = 1e-5,
         neuron: dict[str, Any] | None = None,
@@ -47,6 +53,11 @@ class GooseConfig(PreTrainedConfig):
     ):
         if hidden_size % head_size:
             raise ValueError(f"head_size ({head_size}) must divide hidden_size ({hidden_size})")
+        if time_mix not in ("goose", "converted") or channel_mix not in ("relu2", "gated"):
+            raise ValueError(
+                f"time_mix must be goose or converted, not {time_mix!r}, and channel_mix relu2 or gated, not "
+                f"{channel_mix!r}"
+            )
         self.vocab_size = vocab_size
         self.embedding_size = embedding_size or hidden_size
         self.embedding_projection = embedding_projection or self.embedding_size != hidden_size
@@ -54,6 +65,7 @@ class GooseConfig(PreTrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.head_size = head_size
         self.channel_mix_size = channel_mix_size or 4 * hidden_size
+        self.time_mix, self.channel_mix, self.embedding_norm = time_mix, channel_mix, embedding_norm
         self.norm, self.norm_eps = norm, norm_eps
         # Through the schema, so that a saved model carries every field and an unknown one is refused.
         self.neuron = NeuronConfig.model_validate(neuron or {}).model_dump()

@@ -1,7 +1,9 @@
-"""Teacher weights and states -> the student's start.
+"""The student's start: what it takes from the teacher's weights and states.
 
 Shapes: B windows, L tokens, N tokens in all, E teacher channels, C student channels.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from asnn_goose.config.schema import StudentConfig
 from asnn_goose.errors import UserError
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose import GooseForCausalLM, make_norm
+from asnn_goose.models.layer_conversion import block_parts, convert_layers
 from asnn_goose.models.teacher import Teacher
 
 WINDOWS = 8
@@ -19,19 +22,25 @@ RIDGE = 1e-3
 
 
 def build_student(
-    settings: StudentConfig, teacher: Teacher, fit_BL: Tensor, fit_BLE: Tensor | None = None
+    settings: StudentConfig,
+    teacher: Teacher,
+    fit_BL: Tensor,
+    fit_BLE: Tensor | None = None,
+    layers: Sequence[int] = (),
 ) -> GooseForCausalLM:
     """A student with the teacher's vocabulary, started as ``settings.init`` says.
 
     none: random embedding, tied to the head. embeddings: the teacher's embedding and head, tied where the teacher ties
     them, and its final norm if the width is the teacher's. regression: embedding and head as well, and the linear map
-    behind the embedding and the final norm fitted by :func:`fit_projection`.
+    behind the embedding and the final norm fitted by :func:`fit_projection`. layers: embedding, final norm and head,
+    and each block from the teacher's block of ``layers`` (models/layer_conversion.py).
 
     Args:
         settings: the student group of the configuration.
         teacher: a loaded teacher.
         fit_BL: windows of training text for the regression.
         fit_BLE: the teacher's states of these windows; None: they are computed here.
+        layers: the teacher's layer that each block starts from, counted from 1, for ``init: layers``.
 
     Raises:
         UserError: head_size does not divide the width, or the teacher lacks a part that ``init`` takes from it.
@@ -41,7 +50,10 @@ def build_student(
         raise UserError(
             f"student.head_size {settings.head_size} does not divide the width {width}: choose one that does"
         )
-    none = settings.init == "none"
+    none, converted = settings.init == "none", settings.init == "layers"
+    hidden = settings.channel_mix_width
+    if converted:
+        hidden = block_parts(teacher, layers[0]).up.out_features
     config = GooseConfig(
         vocab_size=teacher.vocab_size,
         embedding_size=teacher.hidden_size,
@@ -49,8 +61,12 @@ def build_student(
         hidden_size=width,
         num_hidden_layers=settings.layers,
         head_size=settings.head_size,
-        channel_mix_size=settings.channel_mix_width,
+        channel_mix_size=hidden,
+        time_mix="converted" if converted else "goose",
+        channel_mix="gated" if converted else "relu2",
+        embedding_norm=not converted,
         norm=settings.norm,
+        **({"norm_eps": teacher.final_norm_eps} if converted else {}),
         neuron=settings.neuron.model_dump(),
         hidden_neuron=settings.hidden_neuron.model_dump(),
         wkv_backend=settings.wkv_backend,
@@ -73,6 +89,8 @@ def build_student(
         student.lm_head.weight.copy_(teacher.head_weight_VE)
         if width == teacher.hidden_size:
             _copy_norm(student.model.norm, teacher)
+        if converted:
+            convert_layers(student, teacher, layers, fit_BL[:WINDOWS], settings.smoothing)
         if settings.init == "regression":
             if fit_BLE is None:
                 splits = fit_BL.to(teacher.model.device).split(WINDOWS)

@@ -88,7 +88,7 @@ class GooseModel(GoosePreTrainedModel):
     def __init__(self, config: GooseConfig):
         super().__init__(config)
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
-        self.embedding_norm = make_norm(config, config.embedding_size)
+        self.embedding_norm = make_norm(config, config.embedding_size) if config.embedding_norm else nn.Identity()
         self.widen = nn.Linear(config.embedding_size, config.hidden_size) if config.embedding_projection else None
         self.blocks = nn.ModuleList(GooseBlock(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = make_norm(config, config.hidden_size)

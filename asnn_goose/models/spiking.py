@@ -50,9 +50,11 @@ class Neuron(nn.Module):
 
         s = lif_rate(x / gain),    gain = theta * mean_c |x_c|,    operand of the product: s in {-1, -1+1/T, ..., 1}
 
-    With a fresh membrane per token this is a quantiser of 2T + 1 levels (T + 1 for binary) that rounds towards 0;
-    a decay below 1 widens its dead zone. kind ``quantised`` rounds to the nearest of the same levels instead, with a
-    straight-through gradient; kind ``dense`` returns the current itself.
+    With a fresh membrane per token this is a quantiser of 2T + 1 levels (T + 1 for binary) that rounds towards 0, or
+    with ``offset`` 0.5, which adds half a threshold over the micro-steps in the current's direction (a membrane that
+    starts half way gives binary spikes the same counts, arXiv 2303.04347), to the nearest; a decay below 1 widens its
+    dead zone. kind ``quantised`` rounds to the nearest of the same
+    levels instead, with a straight-through gradient; kind ``dense`` returns the current itself.
 
     Args:
         channels: C.
@@ -101,6 +103,11 @@ class Neuron(nn.Module):
             return self.threshold * x.abs().mean(-1, keepdim=True).clamp_min(SCALE_FLOOR)
         return self.threshold
 
+    def _current(self, x: Tensor, gain: Tensor) -> Tensor:
+        """The current in units of theta, with the offset's share of each micro-step."""
+        u, offset = x / gain, self.settings["offset"]
+        return u + u.detach().sign() * (offset / self.steps) if offset else u
+
     def _dynamics(self) -> dict[str, Any]:
         names = ("kind", "reset", "detach_reset", "surrogate", "width", "backend")
         return {"threshold": 1.0, "decay": self.decay} | {name: self.settings[name] for name in names}
@@ -117,7 +124,7 @@ class Neuron(nn.Module):
         if self.kind == "quantised":
             s = _RoundStraightThrough.apply((x / gain).clamp(-1.0, 1.0) * self.steps) / self.steps
         else:
-            s = lif_rate(x / gain, self.steps, **self._dynamics())
+            s = lif_rate(self._current(x, gain), self.steps, **self._dynamics())
         if self._recorded is not None:
             self._record(s.detach())
         return s, gain
@@ -126,7 +133,7 @@ class Neuron(nn.Module):
         """(spikes [T, ..., C] in {-1, 0, 1}, gain): the micro-steps one by one."""
         x = x if x.dtype == torch.float64 else x.float()
         gain = self.gain(x)
-        currents = (x / gain).expand(self.steps, *x.shape)
+        currents = self._current(x, gain).expand(self.steps, *x.shape)
         spikes = lif(currents, **self._dynamics())[0]
         if self._recorded is not None:
             self._record(spikes.detach().mean(0))

@@ -104,7 +104,7 @@ class Teacher:
     @torch.no_grad()
     def read_out(self, hidden_NE: Tensor) -> Tensor:
         """Logits [N, V] that a block's output would have, were it the last block's: head(final_norm(hidden))."""
-        return F.linear(self._final_norm()(hidden_NE.to(self.dtype)), self.head_VE)
+        return F.linear(self.final_norm(hidden_NE.to(self.dtype)), self.head_VE)
 
     @cached_property
     def head_VE(self) -> Tensor:
@@ -156,7 +156,7 @@ class Teacher:
         weight = self._embedding("output")
         output = self(torch.arange(4, device=weight.device)[None] % self.vocab_size, (self.num_layers,))
         with torch.no_grad():
-            product_BLV = F.linear(self._final_norm()(output.hidden[self.num_layers]), weight)[..., : self.vocab_size]
+            product_BLV = F.linear(self.final_norm(output.hidden[self.num_layers]), weight)[..., : self.vocab_size]
         # The same product in the same dtype; the tolerance is two steps of bfloat16.
         if not torch.allclose(product_BLV.float(), output.logits_BLV.float(), rtol=2**-7, atol=1e-4):
             raise UserError(
@@ -172,7 +172,7 @@ class Teacher:
         Raises:
             UserError: the norm computes something else with its weight, as Gemma's 1 + w does.
         """
-        norm = copy.deepcopy(self._final_norm()).float()
+        norm = copy.deepcopy(self.final_norm).float()
         weight_E, eps = self.final_norm_weight_E, self.final_norm_eps
         x_E = torch.linspace(-1.0, 3.0, self.hidden_size, device=weight_E.device)
         scaled_by: dict[Literal["rms", "layer"], Tensor] = {
@@ -189,18 +189,18 @@ class Teacher:
     @property
     def final_norm_weight_E(self) -> Tensor:
         """Gain of the final norm, a float32 copy."""
-        return self._final_norm().get_parameter("weight").float().clone()
+        return self.final_norm.get_parameter("weight").float().clone()
 
     @property
     def final_norm_bias_E(self) -> Tensor | None:
         """Bias of the final norm, a float32 copy; None where it has none, as an RMS norm."""
-        bias = dict(self._final_norm().named_parameters()).get("bias")
+        bias = dict(self.final_norm.named_parameters()).get("bias")
         return None if bias is None else bias.float().clone()
 
     @property
     def final_norm_eps(self) -> float:
         """What the final norm adds to the mean square."""
-        facts = vars(self._final_norm())
+        facts = vars(self.final_norm)
         for name in ("variance_epsilon", "eps"):
             if name in facts:
                 return facts[name]
@@ -212,7 +212,9 @@ class Teacher:
             raise self._missing(f"an {side} embedding")
         return module.weight  # pyright: ignore[reportReturnType]
 
-    def _final_norm(self) -> nn.Module:
+    @property
+    def final_norm(self) -> nn.Module:
+        """What stands between the last block and the head."""
         for name, module in self._stack.named_children():
             if name in FINAL_NORM_NAMES and "weight" in dict(module.named_parameters()):
                 return module

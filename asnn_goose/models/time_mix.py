@@ -60,6 +60,11 @@ class TimeMix(nn.Module):
     kappa   = k xi / |k xi| per head,  k <- k (1 + (a - 1) alpha),  v <- v + (v_first - v) sigmoid(v0 + x_v A B)
     y       = wkv7(r, log w, k, v, -kappa, kappa a)
     out     = O N(g (GroupNorm(y) + (sum_d r k rho) v))
+
+    The converted form has room for a softmax attention's query, key, value and output matrices (RADLADS, arXiv
+    2505.03005, leaves token shift, value residual and group norm out likewise): r and k are of unit length in each
+    head, y goes on without GroupNorm, nothing is blended into v, mu of r, k and v starts at 0, and ``out`` has a bias,
+    since an attention that rests on the first token adds a constant.
     """
 
     def __init__(self, config, layer: int):
@@ -67,6 +72,7 @@ class TimeMix(nn.Module):
         C, self.heads = config.hidden_size, config.hidden_size // config.head_size
         self.head_size, self.layer, self.layers = config.head_size, layer, config.num_hidden_layers
         self.wkv_backend, self.wkv_chunk = config.wkv_backend, config.wkv_chunk
+        self.converted = config.time_mix == "converted"
 
         ratio_1_to_0 = 1.0 - layer / self.layers
         ratio_0_to_1 = layer / max(self.layers - 1, 1)
@@ -76,20 +82,25 @@ class TimeMix(nn.Module):
         zigzag = within * within.abs()
         powers = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
         for name, power in powers.items():
-            self.register_parameter(f"mix_{name}_C", nn.Parameter(1.0 - position ** (power * ratio_1_to_0)))
+            spread = torch.zeros(C) if self.converted and name in "rkv" else 1.0 - position ** (power * ratio_1_to_0)
+            self.register_parameter(f"mix_{name}_C", nn.Parameter(spread))
 
         decay = -6.0 + 6.0 * (torch.arange(C) / max(C - 1, 1)) ** (1.0 + ratio_0_to_1**0.3)
         self.decay = LowRank(C, low_rank(C, 1.8, 0.5), decay + 0.5 + 2.5 * zigzag, torch.tanh)
         self.rate = LowRank(C, low_rank(C, 1.8, 0.5), -0.19 + 0.3 * zigzag + 0.4 * linear)
-        self.value_residual = LowRank(C, low_rank(C, 1.3, 0.5), 0.73 - 0.4 * linear) if layer else None
+        blends = layer > 0 and not self.converted
+        self.value_residual = LowRank(C, low_rank(C, 1.3, 0.5), 0.73 - 0.4 * linear) if blends else None
         # RWKV-7's gate has no bias; without one, channels whose gate starts near 0 never reach the threshold behind it.
         self.gate = LowRank(C, low_rank(C, 0.6, 0.8), torch.ones(C), torch.sigmoid)
 
         self.removal_C = nn.Parameter(0.71 - 0.1 * linear)
         self.key_rate_C = nn.Parameter(torch.full((C,), 1.02))
         self.bonus_HD = nn.Parameter(torch.full((self.heads, self.head_size), -0.04))
-        self.norm_weight_C = nn.Parameter(torch.full((C,), ((1.0 + layer) / self.layers) ** 0.7))
-        self.norm_bias_C = nn.Parameter(torch.zeros(C))
+        if self.converted:
+            self.output_bias_C = nn.Parameter(torch.zeros(C))
+        else:
+            self.norm_weight_C = nn.Parameter(torch.full((C,), ((1.0 + layer) / self.layers) ** 0.7))
+            self.norm_bias_C = nn.Parameter(torch.zeros(C))
         self.receptance, self.key, self.value, self.output = (SpikingLinear(C, C, config.neuron) for _ in range(4))
         self.reset_parameters()
 
@@ -121,13 +132,17 @@ class TimeMix(nn.Module):
         kappa_BLHD = F.normalize(heads(k_BLC * self.removal_C), dim=-1)
         k_BLC = k_BLC * (1.0 + (rate_BLC - 1.0) * self.key_rate_C)
         r, k, v, rate = (heads(x) for x in (r_BLC, k_BLC, v_BLC, rate_BLC))
+        if self.converted:
+            r, k = F.normalize(r, dim=-1), F.normalize(k, dim=-1)
         y_BLHD, wkv_BHDD = wkv7(
             r, heads(log_w_BLC), k, v, -kappa_BLHD, kappa_BLHD * rate,
             state=None if state is None else state.wkv_BHDD, chunk_size=self.wkv_chunk, backend=self.wkv_backend,
         )  # fmt: skip
         bonus_BLHD = (r * k * self.bonus_HD).sum(-1, keepdim=True) * v
-        y_BLC = rearrange(self._group_norm(y_BLHD) + bonus_BLHD, "b l h d -> b l (h d)")
+        y_BLHD = y_BLHD if self.converted else self._group_norm(y_BLHD)
+        y_BLC = rearrange(y_BLHD + bonus_BLHD, "b l h d -> b l (h d)")
         out_BLC = self.output(y_BLC * self.gate(g_in))
+        out_BLC = out_BLC + self.output_bias_C if self.converted else out_BLC
         return out_BLC, TimeMixState(x_BLC[:, -1], wkv_BHDD), v_BLC if v_first_BLC is None else v_first_BLC
 
     def _group_norm(self, y_BLHD: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from asnn_goose.reporting.comparison import FinishedRun
 from asnn_goose.reporting.provenance import Provenance
+from asnn_goose.reporting.seeds import Comparison
 
 SPIKING = ("ternary", "binary")
 
@@ -21,6 +22,8 @@ class Material:
     """Figure -> file name beside report.md."""
     health: list[str] = field(default_factory=list)
     """Sentences on how training went."""
+    over_seeds: list[Comparison] = field(default_factory=list)
+    """This run and its like of other seeds against each ancestor, nearest first."""
 
     @property
     def others(self) -> dict[str, FinishedRun]:

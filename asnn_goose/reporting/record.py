@@ -122,9 +122,29 @@ class EnergyKind(Record):
     spike_macs: float
     """Those among them whose operand is a spike."""
     operations: float
-    """Operations done: an addition per spike and weight where the operand is a spike, else a multiply-accumulate."""
+    """Operations done: an addition per spike and weight where the operand is a spike, else a multiply-accumulate; and
+    the additions and multiplications outside matrix products."""
     joules_per_token: float
     """Energy of these operations in joules."""
+    additions: float | None = None
+    """Additions that spikes and neurons make."""
+    multiplications: float | None = None
+    """Multiplications outside matrix products."""
+    bytes_per_token: float | None = None
+    """Memory traffic in bytes, one token at a time."""
+
+
+class PrecisionEnergy(Record):
+    """The same operations, all of them in one number format."""
+
+    multiplication_picojoules: float
+    """Assumed energy of a multiplication."""
+    addition_picojoules: float
+    """Assumed energy of an addition."""
+    student_joules_per_token: float
+    """Arithmetic of the student, in joules."""
+    teacher_joules_per_token: float
+    """Arithmetic of the teacher, in joules."""
 
 
 class EnergyResult(Record):
@@ -137,11 +157,19 @@ class EnergyResult(Record):
     by_kind: dict[str, EnergyKind]
     """The student's arithmetic by kind."""
     picojoules: dict[str, float]
-    """Assumed energy in picojoules by operation."""
+    """Assumed energy in picojoules by operation, in float32."""
+    teacher_by_kind: dict[str, EnergyKind] = {}
+    """The teacher's arithmetic by kind."""
+    by_precision: dict[str, PrecisionEnergy] = {}
+    """Both models' energy in number formats other than float32."""
+    student_counts_multiplied_joules_per_token: float | None = None
+    """The student's energy in float32 if a count of spikes is one multiply-accumulate instead of as many additions."""
     student_bytes_per_token: float | None = None
     """Memory traffic of the student in bytes: weights and state, one token at a time."""
     teacher_bytes_per_token: float | None = None
     """The same for the teacher."""
+    dram_picojoules_per_byte: tuple[float, float] | None = None
+    """Assumed energy of a byte read from DRAM, least and most, in picojoules; in none of the joules above."""
 
 
 class Sample(Record):

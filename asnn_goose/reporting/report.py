@@ -8,7 +8,7 @@ import numpy as np
 
 from asnn_goose.config.distillation import DistillationConfig
 from asnn_goose.errors import UserError
-from asnn_goose.reporting import health, sections, summary
+from asnn_goose.reporting import health, sections, seeds, summary
 from asnn_goose.reporting.alarms import find_alarms
 from asnn_goose.reporting.comparison import FinishedRun, find_parent, find_twins, finished_runs, load_run
 from asnn_goose.reporting.drawing import Curve
@@ -69,6 +69,8 @@ def write_report(run_folder: Path, reports_root: Path, runs_root: Path) -> Path:
     for path in (files.result, files.config):
         with replacing(target / path.name) as temporary:
             shutil.copyfile(path, temporary)
+    version_runs = finished_runs(run.result.version, runs_root, reports_root)
+    lineage = seeds.ancestors(run.result.parent, runs_root, reports_root)
     material = Material(
         run=run,
         provenance=files.provenance,
@@ -77,6 +79,7 @@ def write_report(run_folder: Path, reports_root: Path, runs_root: Path) -> Path:
         twins=find_twins(run, runs_root, reports_root),
         figures=draw_figures(run, metrics, parent, target),
         health=health.sentences(metrics),
+        over_seeds=seeds.compare(seeds.group_of(run, version_runs), lineage),
     )
     report = target / "report.md"
     write_text(report, render(material))
@@ -110,7 +113,7 @@ def render(material: Material) -> str:
 
 
 def render_index(version: str, reports_root: Path) -> str:
-    """README.md of a version: its runs, newest first, from the result.json beside each report."""
+    """README.md of a version: its runs, newest first, and what their seeds say, from the files beside the reports."""
     runs = finished_runs(version, reports_root, reports_root)
     rows = []
     for run in runs:
@@ -139,7 +142,9 @@ def render_index(version: str, reports_root: Path) -> str:
         "95 % interval",
         "times the teacher",
     ]
-    lines = [f"# Reports of {version}", "", runs[0].experiment.question, "", *table(header, rows)]
+    lineage = seeds.ancestors(runs[0].result.parent, reports_root, reports_root)
+    lines = [f"# Reports of {version}", "", runs[0].experiment.question, "", *table(header, rows), ""]
+    lines += seeds.section(runs, lineage)
     return "\n".join(lines) + "\n"
 
 

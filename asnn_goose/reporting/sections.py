@@ -1,5 +1,6 @@
 """The sections below the head of a report as lines of markdown; every number comes from the records passed in."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -7,6 +8,7 @@ import yaml
 from asnn_goose.reporting.comparison import FinishedRun, changed_settings
 from asnn_goose.reporting.markdown import duration, fenced, integer, mebibytes, number, percent, quantity, table
 from asnn_goose.reporting.material import SPIKING, Material
+from asnn_goose.reporting.record import EnergyKind, EnergyResult
 
 
 def curves(material: Material) -> list[str]:
@@ -78,28 +80,6 @@ def energy(material: Material) -> list[str]:
     if measured is None:
         return []
     student, teacher = measured.student_joules_per_token, measured.teacher_joules_per_token
-    rows = [
-        [
-            _words(kind),
-            quantity(part.macs, "", 3).strip(),
-            percent(part.spike_macs / part.macs) if part.macs else "",
-            quantity(part.operations, "", 3).strip(),
-            quantity(part.joules_per_token, "J"),
-        ]
-        for kind, part in measured.by_kind.items()
-    ]
-    kinds = measured.by_kind.values()
-    macs = sum(part.macs for part in kinds)
-    rows.append(
-        [
-            "**all**",
-            quantity(macs, "").strip(),
-            percent(sum(part.spike_macs for part in kinds) / macs) if macs else "",
-            quantity(sum(part.operations for part in kinds), "").strip(),
-            quantity(student, "J"),
-        ]
-    )
-    header = ["kind, per token", "multiply-accumulates", "with a spike operand", "operations done", "energy"]
     assumed = ", ".join(f"{value:g} pJ per {_words(name)}" for name, value in measured.picojoules.items())
     lines = [
         "## Energy",
@@ -108,15 +88,74 @@ def energy(material: Material) -> list[str]:
         f"{number(student / teacher, 3)} times as much, embedding and head included. This is an estimate from "
         f"operation counts at {assumed}; no hardware was measured.",
         "",
-        *table(header, rows),
+        *_energy_table("kind, per token", measured.by_kind, student),
         "",
     ]
-    if measured.student_bytes_per_token is not None:
-        traffic = f"Memory traffic, not part of these joules: {quantity(measured.student_bytes_per_token, 'B')} a token"
-        if measured.teacher_bytes_per_token is not None:
-            traffic += f", the teacher {quantity(measured.teacher_bytes_per_token, 'B')}"
-        lines += [f"{traffic}.", ""]
+    if measured.teacher_by_kind:
+        lines += [*_energy_table("teacher's kind, per token", measured.teacher_by_kind, teacher), ""]
+    sentences = [*_precisions(measured), *_traffic(measured)]
+    if sentences:
+        lines += [" ".join(sentences), ""]
     return [*lines, _analog_sentence(material.run)]
+
+
+def _energy_table(title: str, kinds: Mapping[str, EnergyKind], joules: float) -> list[str]:
+    """A row by kind and one of all together."""
+    rows = [_energy_row(_words(name), [part], part.joules_per_token) for name, part in kinds.items()]
+    rows.append(_energy_row("**all**", list(kinds.values()), joules))
+    products, others = ("multiply-accumulates", "with a spike operand"), ("additions", "multiplications")
+    return table([title, *products, *others, "operations done", "energy", "memory traffic"], rows)
+
+
+def _energy_row(name: str, parts: Sequence[EnergyKind], joules: float) -> list[str]:
+    def total(field: str, unit: str = "") -> str:
+        known = [value for part in parts if (value := vars(part)[field]) is not None]
+        return quantity(sum(known), unit).strip() if known else ""
+
+    macs = sum(part.macs for part in parts)
+    spiking = percent(sum(part.spike_macs for part in parts) / macs) if macs else ""
+    counts = [total("additions"), total("multiplications"), total("operations")]
+    return [name, total("macs"), spiking, *counts, quantity(joules, "J"), total("bytes_per_token", "B")]
+
+
+def _precisions(measured: EnergyResult) -> list[str]:
+    """Other number formats, and the other way to take a count of spikes."""
+    others = [
+        f"{_words(name)} ({priced.multiplication_picojoules:g} and {priced.addition_picojoules:g} pJ) "
+        f"{quantity(priced.student_joules_per_token, 'J')} and {quantity(priced.teacher_joules_per_token, 'J')}"
+        for name, priced in measured.by_precision.items()
+    ]
+    sentences = []
+    if others:
+        sentences.append(
+            "Prices are those of 45 nm (Horowitz, ISSCC 2014) in fp32. With a multiplication and an addition in other "
+            f"formats, student and teacher take: {'; '.join(others)}."
+        )
+    multiplied = measured.student_counts_multiplied_joules_per_token
+    if multiplied is not None and multiplied != measured.student_joules_per_token:
+        sentences.append(
+            "A count of k spikes is k additions per weight here; as one multiply-accumulate where it is not 0 the "
+            f"student takes {quantity(multiplied, 'J')}."
+        )
+    return sentences
+
+
+def _traffic(measured: EnergyResult) -> list[str]:
+    """Bytes of both models, and what they would take from DRAM."""
+    ours, theirs = measured.student_bytes_per_token, measured.teacher_bytes_per_token
+    if ours is None:
+        return []
+    text = f"Memory traffic, not part of these joules: {quantity(ours, 'B')} a token"
+    text += "." if theirs is None else f", the teacher {quantity(theirs, 'B')}."
+    if measured.dram_picojoules_per_byte is None:
+        return [text]
+    low, high = measured.dram_picojoules_per_byte
+    taken = " and ".join(
+        f"{quantity(count * low * 1e-12, 'J')} to {quantity(count * high * 1e-12, 'J')}"
+        for count in (ours, theirs)
+        if count is not None
+    )
+    return [text, f"From DRAM at {low:g} to {high:g} pJ per byte (the same source) it would take {taken}."]
 
 
 def cost(material: Material) -> list[str]:
@@ -198,8 +237,10 @@ def provenance(material: Material) -> list[str]:
 
 
 def _analog_sentence(run: FinishedRun) -> str:
+    if run.neuron_kind == "dense":
+        return "The dense neuron does not spike: every product is an ordinary one."
     if run.neuron_kind not in SPIKING:
-        return f"The {run.neuron_kind} neuron does not spike: every product is an ordinary one."
+        return f"The {run.neuron_kind} neuron has no membrane: the whole counts that it gives are taken as spikes."
     return (
         "Spikes are the operands of the receptance, key, value, output and channel-mix products. Decay, in-context "
         "rate, kappa, the recurrent state and the norms are analog and counted as ordinary arithmetic."

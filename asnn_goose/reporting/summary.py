@@ -4,6 +4,7 @@ from asnn_goose.reporting.comparison import FinishedRun, comparison_sentences, w
 from asnn_goose.reporting.markdown import integer, number, percent, quantity, table
 from asnn_goose.reporting.material import SPIKING, Material
 from asnn_goose.reporting.record import Result
+from asnn_goose.reporting.seeds import Comparison, interval_words
 
 
 def opening(material: Material) -> list[str]:
@@ -12,6 +13,7 @@ def opening(material: Material) -> list[str]:
     sentences = [f"**{experiment.question}**"]
     if material.parent is not None:
         sentences.append(comparison_sentences(material.run, material.parent, material.provenance.overrides))
+    sentences += _seed_sentences(material)
     sentences.append(
         f"After {integer(result.tokens_seen)} training tokens {_student_words(material.run)} has a test perplexity of "
         f"{with_interval(result)}, {number(result.ratio_to_teacher, 3)} times the teacher's "
@@ -51,6 +53,27 @@ def results(material: Material) -> list[str]:
     for title, other in material.others.items():
         sentences.append(f"{title[0].upper()}{title[1:]}: run `{other.result.run_id}`, seed {other.result.seed}.")
     return [*lines, " ".join(sentences)]
+
+
+def _seed_sentences(material: Material) -> list[str]:
+    """The comparisons with the nearest ancestor and with the furthest, where two or more seeds are paired."""
+    ends = dict.fromkeys([*material.over_seeds[:1], *material.over_seeds[-1:]])
+    told = [_seed_sentence(material, against) for against in ends if against.delta.n > 1]
+    covered = "Intervals over seeds cover initialisation and data order, not the choice of test text."
+    return [*told, covered] if told else []
+
+
+def _seed_sentence(material: Material, against: Comparison) -> str:
+    delta, judged = against.delta, against.delta.verdict
+    text = (
+        f"Over {delta.n} paired seeds the perplexity is {number(delta.ratio)} times that of {against.version} (95 % "
+        f"interval {interval_words(delta.low, delta.high)}): "
+        f"{judged if judged == 'no difference shown' else f'{material.run.result.version} {judged}'}"
+    )
+    # A picked group file stands under its group's name and covers all keys below.
+    given = tuple(f"{override}." for override in material.provenance.overrides)
+    mixed = [f"`{key}`" for key in against.differing if f"{key}.".startswith(given)]
+    return f"{text}, with {', '.join(mixed)} of the command line different too." if mixed else f"{text}."
 
 
 def _student_words(run: FinishedRun) -> str:

@@ -24,6 +24,7 @@ from asnn_goose.reporting.record import (
     EnergyKind,
     EnergyResult,
     Evaluation,
+    PrecisionEnergy,
     Raster,
     Sample,
     SiteSpikes,
@@ -139,8 +140,13 @@ def measure(
         temperature_final=final_temperature(setting),
         sample=sample,
         raster=raster,
-        schedule_notes=(*stage_notes(setting, progress), *stopping_notes(setting, progress)),
+        schedule_notes=(*transfer_notes(setting), *stage_notes(setting, progress), *stopping_notes(setting, progress)),
     )
+
+
+def transfer_notes(setting: Setting) -> list[str]:
+    """What became of the first stage."""
+    return [] if setting.transfer is None else [setting.transfer.sentence()]
 
 
 def stage_notes(setting: Setting, progress: Progress) -> list[str]:
@@ -211,23 +217,49 @@ def energy_result(setting: Setting, sites: list[SiteFiring]) -> EnergyResult:
     """Operations and joules per token; the teacher attends over half a window on average."""
     student, teacher = setting.module.student, setting.teacher
     context = setting.experiment.data.window // 2
-    operations = energy.student_operations(student, sites)
+    ours, theirs = energy.student_operations(student, sites), energy.teacher_operations(teacher, context)
+    our_bytes, their_bytes = energy.student_traffic(student), energy.teacher_traffic(teacher, context)
     return EnergyResult(
-        student_joules_per_token=energy.joules_per_token(operations),
-        teacher_joules_per_token=energy.joules_per_token(energy.teacher_operations(teacher, context)),
-        by_kind={
-            name: EnergyKind(
-                macs=kind.macs,
-                spike_macs=kind.spike_macs,
-                operations=kind.operations,
-                joules_per_token=kind.joules(energy.PICOJOULES),
-            )
-            for name, kind in operations.items()
+        student_joules_per_token=energy.joules_per_token(ours),
+        teacher_joules_per_token=energy.joules_per_token(theirs),
+        by_kind=_energy_kinds(ours, our_bytes),
+        teacher_by_kind=_energy_kinds(theirs, their_bytes),
+        picojoules={
+            "multiply_accumulate": energy.FP32.multiply_accumulate,
+            "multiplication": energy.FP32.multiplication,
+            "addition": energy.FP32.addition,
         },
-        picojoules=energy.PICOJOULES,
-        student_bytes_per_token=energy.student_bytes_per_token(student),
-        teacher_bytes_per_token=energy.teacher_bytes_per_token(teacher, context),
+        by_precision={
+            name: PrecisionEnergy(
+                multiplication_picojoules=price.multiplication,
+                addition_picojoules=price.addition,
+                student_joules_per_token=energy.joules_per_token(ours, price),
+                teacher_joules_per_token=energy.joules_per_token(theirs, price),
+            )
+            for name, price in energy.PICOJOULES.items()
+            if price != energy.FP32
+        },
+        student_counts_multiplied_joules_per_token=energy.joules_per_token(ours, unrolled=False),
+        student_bytes_per_token=sum(our_bytes.values()),
+        teacher_bytes_per_token=sum(their_bytes.values()),
+        dram_picojoules_per_byte=energy.DRAM_PICOJOULES_PER_BYTE,
     )
+
+
+def _energy_kinds(kinds: dict[str, energy.Operations], traffic: dict[str, float]) -> dict[str, EnergyKind]:
+    """Kinds of arithmetic with their energy in float32 and their bytes."""
+    return {
+        name: EnergyKind(
+            macs=kind.macs,
+            spike_macs=kind.spike_macs,
+            additions=kind.spike_additions + kind.additions,
+            multiplications=kind.multiplications,
+            operations=kind.operations,
+            joules_per_token=kind.joules(),
+            bytes_per_token=traffic[name],
+        )
+        for name, kind in kinds.items()
+    }
 
 
 def _prompt(setting: Setting) -> torch.Tensor:

@@ -14,13 +14,12 @@ from asnn_goose.config import Experiment, fingerprint
 from asnn_goose.config.schema import NeuronConfig
 from asnn_goose.data.corpora import load_corpus, split_documents
 from asnn_goose.data.curriculum import CurriculumWindows
-from asnn_goose.data.loader import Batch, EvaluationSet, TrainingWindows, evaluation_windows
-from asnn_goose.data.targets import states_key, stored_states
+from asnn_goose.data.loader import EvaluationSet, TrainingWindows, evaluation_windows
 from asnn_goose.data.tokenize import TokenShard, tokenise
 from asnn_goose.errors import UserError
 from asnn_goose.kernels.lif import lif_backend
 from asnn_goose.kernels.wkv7 import wkv7_backend
-from asnn_goose.models import Teacher, build_student, load_teacher, require_same_vocabulary
+from asnn_goose.models import Teacher, load_teacher, require_same_vocabulary
 from asnn_goose.models.teacher import load_tokenizer
 from asnn_goose.schedules import EarlyStopping, earliest_stop
 from asnn_goose.train.balance import BALANCERS
@@ -33,14 +32,14 @@ from asnn_goose.train.objective import Distillation
 from asnn_goose.train.optimisers import Optimisers, build_optimisers, freeze
 from asnn_goose.train.progress import watch
 from asnn_goose.train.stages import Stages, make_stages
+from asnn_goose.train.start import first_windows, start_student
+from asnn_goose.train.states import EVALUATION_BATCH, teacher_states
 from asnn_goose.train.step import StepContext
 from asnn_goose.train.teacher_targets import OnlineTargets, StoredTargets
 from asnn_goose.train.term_gradients import Balancer
+from asnn_goose.train.transfer_store import Transferred
 
 _log = logging.getLogger(__name__)
-
-EVALUATION_BATCH = 8
-"""Windows per forward pass of an evaluation."""
 
 
 @dataclass
@@ -71,6 +70,8 @@ class Setting:
     stages: Stages | None = None
     fitted: tuple[int, ...] = ()
     """Windows that the student's start was fitted on."""
+    transfer: Transferred | None = None
+    """The first stage, if there was one."""
 
     def parts(self) -> dict[str, Stateful]:
         """What a checkpoint keeps beside weights and optimisers."""
@@ -90,25 +91,6 @@ class Setting:
     def teacher_states(self, split: EvaluationSet, watch: Callable[[Iterable], Iterable]) -> list[Tensor]:
         """The teacher's states on an evaluation set, from the store."""
         return teacher_states(self.teacher, split.batches, watch)
-
-
-def teacher_states(teacher: Teacher, batches: Sequence[Batch], watch: Callable[[Iterable], Iterable]) -> list[Tensor]:
-    """The teacher's states of each batch, on the CPU, from the store or computed into it."""
-    key = states_key(teacher.fingerprint, str(teacher.dtype), batches)
-    return stored_states(key, batches, lambda ids: teacher.states(ids.to(teacher.model.device)).cpu(), watch)
-
-
-def fit_states(teacher: Teacher, fit_BL: Tensor) -> Tensor:
-    """The teacher's states [B, L, E] of the windows that the student's start is fitted on."""
-
-    def announce(items: Iterable) -> Iterable:
-        _log.info(
-            "computing the teacher's states on %d training tokens, to fit the student's start (once)", fit_BL.numel()
-        )
-        return items
-
-    batches = [Batch(ids_BL, torch.ones_like(ids_BL, dtype=torch.bool)) for ids_BL in fit_BL.split(EVALUATION_BATCH)]
-    return torch.cat(teacher_states(teacher, batches, announce))
 
 
 def read_text(experiment: Experiment, tokenizer: Any) -> Text:
@@ -150,26 +132,14 @@ def prepare(experiment: Experiment) -> Setting:
     features = feature_terms(experiment.distillation.losses, *shapes)
     upcoming = windows.upcoming(total * train.batch_size * train.accumulate * train.devices)
     targets = teacher_targets(experiment, teacher, text, upcoming, features)
-    # Not more than training will read: the baselines are fitted on exactly what the student saw.
-    fit_tokens = min(experiment.student.fit_tokens, total * train.step_tokens(data.window))
-    fit_BL = first_windows(text.shards["train"], data.window, experiment.seed, fit_tokens)
-    fit_BLE, fitted = None, ()
-    if experiment.student.init == "regression":
-        fitted = tuple(upcoming[: len(fit_BL)])
-        if isinstance(targets, StoredTargets) and targets.store.k is None:
-            fit_BLE = targets.store.final(torch.tensor(fitted))
-        else:
-            fit_BLE = fit_states(teacher, fit_BL)
-    # Again: students of one seed start alike, whatever projectors were drawn before them.
-    torch.manual_seed(experiment.seed)
-    student = build_student(experiment.student, teacher, fit_BL, fit_BLE)
-    module = Distillation(student, experiment.distillation, features, teacher.hidden_size)
+    start = start_student(experiment, engine, teacher, text.shards["train"], targets, upcoming)
+    module = Distillation(start.student, experiment.distillation, features, teacher.hidden_size)
     freeze(module, train)
     optimisers = build_optimisers(module, train, experiment.distillation.temperature)
     wrapped, present = engine.setup(module, *optimisers.present())
     optimisers = Optimisers(present[0], present[1] if len(present) > 1 else None)
     automatic = resolved(experiment, engine, teacher, text)
-    stages = make_stages(experiment, engine, module, automatic, text.shards["train"], upcoming, fit_BL.numel())
+    stages = make_stages(experiment, engine, module, automatic, text.shards["train"], upcoming, start.fit_tokens)
     return Setting(
         experiment=experiment,
         engine=engine,
@@ -191,7 +161,8 @@ def prepare(experiment: Experiment) -> Setting:
         fingerprint=fingerprint(experiment, automatic),
         stopper=make_stopper(experiment, total, stages),
         stages=stages,
-        fitted=fitted,
+        fitted=start.fitted,
+        transfer=start.transfer,
     )
 
 
@@ -297,13 +268,6 @@ def _neuron_form(neuron: NeuronConfig, engine: Engine) -> str:
         return lif_backend(neuron.backend, engine.device, torch.float32, decay=decay, **options)
     except ValueError as error:
         raise UserError(f"student.neuron.backend: {error}") from None
-
-
-def first_windows(shard: TokenShard, window: int, seed: int, tokens: int) -> Tensor:
-    """The first windows [B, L] that training will read, at least one, for what is fitted before the first step."""
-    windows = TrainingWindows(shard, window, 1, seed)
-    count = min(max(1, tokens // window), windows.windows)
-    return torch.cat([next(windows).input_ids for _ in range(count)])
 
 
 def seen_tokens(shard: TokenShard, window: int, seed: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:

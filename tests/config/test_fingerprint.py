@@ -38,7 +38,7 @@ def other_value(value: Any, key: str) -> Any:
 
 
 REQUIRED: dict[str, dict[str, float]] = {
-    "losses": {"weight": 0.3}, "ramp": {"start": 1.5}, "stopping": {}, "curriculum": {},
+    "losses": {"weight": 0.3}, "ramp": {"start": 1.5}, "stopping": {}, "curriculum": {}, "transfer": {},
 }  # fmt: skip
 """What a branch that is absent needs to exist, by the name of its parent or its own."""
 
@@ -53,6 +53,8 @@ def holding(experiment: Experiment, key: str) -> Experiment:
         inner, above = inner[part], part
     if key == "distillation.temperature.scope":
         inner["mode"] = "learned"
+    if key.startswith("student.transfer."):
+        tree["student"]["init"] = "layers"
     return Experiment.model_validate(tree)
 
 

@@ -224,7 +224,8 @@ TEMPERATURE = ("mode", "scope", "init", "low", "high", "anchor", "lambda_start",
 CONSTRAINED = {"data.source", "data.path", "distillation.targets"}
 CONSTRAINED |= {f"distillation.temperature.{name}" for name in TEMPERATURE}
 CONSTRAINED |= {"distillation.balance.mode", "distillation.balance.low", "distillation.balance.high"}
-CONSTRAINED |= {"train.optimiser", "train.devices"}
+CONSTRAINED |= {"train.optimiser", "train.devices", "student.init", "student.width", "student.layer_map"}
+CONSTRAINED |= {"student.channel_mix_width"} | {key for key in settable() if key.startswith("student.transfer.")}
 CONSTRAINED |= {key for key in settable() if key.startswith("distillation.curriculum.")}
 CONSTRAINED |= {key for key in settable() if key.endswith((".ramp.begin", ".ramp.end")) or "_relation." in key}
 

@@ -69,6 +69,8 @@ def test_statistics_are_those_of_the_spikes_counted_one_by_one(make_student, ste
         )
         assert site.operand_fraction == 1.0
         assert site.steps == steps
+        exact = site.tokens, site.spikes, site.active, site.analog, site.additions
+        assert exact == (len(s), counts.sum(), (counts > 0).sum(), 0, counts.sum() * site.outputs)
     assert (sites[0].rate, sites[0].zero_fraction, sites[0].dead_fraction) == (0.0, 1.0, 1.0)
     assert sites[-1].dead_fraction >= 3 / F
     assert any(0.0 < site.rate < 1.0 for site in sites)
@@ -87,6 +89,37 @@ def test_sites_come_in_the_order_of_the_forward_pass_with_their_shapes(make_stud
     assert [site.decay for site in sites] == [0.75, 0.75, 0.75, 0.75, 0.75, 1.0] * 2
 
 
+def test_another_projection_of_a_block_is_found_under_its_path(make_student):
+    class Halves(torch.nn.Module):
+        """Receptance of the sum of two products."""
+
+        def __init__(self, neuron):
+            super().__init__()
+            self.left, self.right = SpikingLinear(C, C, neuron), SpikingLinear(C, C, neuron)
+
+        def forward(self, x):
+            return self.left(x) + self.right(x)
+
+    student = _student(make_student)
+    halves = Halves(student.config.neuron)
+    for linear in (halves.left, halves.right):
+        torch.nn.init.orthogonal_(linear.weight)
+    student.model.blocks[1].get_submodule("time_mix").add_module("receptance", halves)
+    sites = measure_firing(student, student.model, _batches())
+    first = [site.site for site in sites if site.layer == 1]
+    assert first == list(SITES.values())
+    second = [site.site for site in sites if site.layer == 2]
+    assert second == ["time_mix_receptance_left", "time_mix_receptance_right", *list(SITES.values())[1:]]
+
+
+@pytest.mark.parametrize("learn_threshold", ["fixed", "layer", "channel"])
+@pytest.mark.parametrize("scale", ["none", "token"])
+def test_a_gain_varies_where_it_is_the_tokens(make_student, scale, learn_threshold):
+    neuron = {"scale": scale, "learn_threshold": learn_threshold}
+    student = _student(make_student, neuron=neuron, hidden_neuron=neuron)
+    assert {site.gain_varies for site in measure_firing(student, student.model, _batches())} == {scale == "token"}
+
+
 def test_always_firing_channels_are_saturated(make_student):
     student = _student(make_student, neuron={"scale": "none", "threshold": 1e-3})
     site = measure_firing(student, student.model, _batches())[4]
@@ -101,6 +134,8 @@ def test_a_dense_student_has_no_spikes_for_operands(make_student, steps):
         # relu^2 gives zeros, which lie on every neuron's levels and are no spikes.
         assert site.operand_fraction < 0.01, site
         assert (site.rate, site.zero_fraction, site.saturated_fraction, site.steps) == (0.0, 1.0, 0.0, 1)
+        assert (site.spikes, site.active, site.analog) == (0, 0, site.tokens * site.channels)
+        assert site.tokens == 50 and not site.gain_varies
 
 
 def test_one_dense_site_among_spiking_ones_is_seen(make_student):

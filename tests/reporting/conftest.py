@@ -106,12 +106,24 @@ def _result_tree() -> dict[str, Any]:
             "by_kind": {
                 "mixer_matrices": {
                     "macs": 15.9e6, "spike_macs": 15.4e6, "operations": 13.1e6, "joules_per_token": 1.18e-5,
+                    "additions": 12.6e6, "multiplications": 2e4, "bytes_per_token": 3.18e7,
                 },
                 "head": {"macs": 28.3e6, "spike_macs": 1e6, "operations": 28.1e6, "joules_per_token": 1.3e-4},
             },
-            "picojoules": {"multiply_accumulate": 4.6, "addition": 0.9},
+            "picojoules": {"multiply_accumulate": 4.6, "multiplication": 3.7, "addition": 0.9},
+            "teacher_by_kind": {
+                "attention": {"macs": 2.9e6, "spike_macs": 0.0, "operations": 3.1e6, "joules_per_token": 1.4e-5},
+            },
+            "by_precision": {
+                "int8": {
+                    "multiplication_picojoules": 0.2, "addition_picojoules": 0.03,
+                    "student_joules_per_token": 7.1e-6, "teacher_joules_per_token": 3.1e-5,
+                },
+            },
+            "student_counts_multiplied_joules_per_token": 1.61e-4,
             "student_bytes_per_token": 9.5e7,
             "teacher_bytes_per_token": 2.69e8,
+            "dram_picojoules_per_byte": (162.5, 325.0),
         },
         "temperature_final": 1.58,
         "sample": {"prompt": "The bank said", "student": " the year ```` of it.", "teacher": " it would wait."},

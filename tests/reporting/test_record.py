@@ -64,6 +64,21 @@ def test_a_non_finite_number_is_refused_by_name(make_result, key, value, shown):
         refuse_non_finite(make_result({key: value}))
 
 
+def test_an_older_record_without_the_finer_counts_of_energy_loads(make_result, tmp_path):
+    tree = json.loads(make_result().model_dump_json())
+    multiplied, dram = "student_counts_multiplied_joules_per_token", "dram_picojoules_per_byte"
+    for field in ("teacher_by_kind", "by_precision", multiplied, dram):
+        del tree["energy"][field]
+    for kind in tree["energy"]["by_kind"].values():
+        for field in ("additions", "multiplications", "bytes_per_token"):
+            kind.pop(field)
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(tree))
+    energy = load_result(path).energy
+    assert energy is not None and energy.student_joules_per_token == make_result().energy.student_joules_per_token
+    assert energy.by_precision == energy.teacher_by_kind == {} and energy.by_kind["head"].additions is None
+
+
 def test_finite_numbers_pass(make_result):
     refuse_non_finite(make_result())
 

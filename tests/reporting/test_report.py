@@ -28,7 +28,8 @@ def written(make_run, tmp_path_factory):
         roots[1], DENSE | {"train.lr": 0.001}, {"spikes": None, "student.test_ppl": 351.3, "raster": None}, hours=1
     )
     child = make_run(roots[1], {"train.lr": 0.001}, hours=2, overrides={"train.lr": 0.001})
-    return root, write_report(child.path, *roots), write_report(parent.path, *roots), child
+    before = write_report(parent.path, *roots)
+    return root, write_report(child.path, *roots), before, child
 
 
 def numbers(tree, name=""):
@@ -111,12 +112,56 @@ def test_every_number_of_the_result_reaches_the_report(written, make_experiment)
     assert silent == []
 
 
+def test_energy_is_told_by_kind_by_format_and_apart_from_memory(written):
+    section = written[1].read_text().split("## Energy")[1].split("##")[0]
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:1] == "|"]
+    mixer, head, both = (next(row for row in table if row[0] == name) for name in ("mixer matrices", "head", "**all**"))
+    assert mixer[1:] == ["15.9 M", "96.9 %", "12.6 M", "20.0 k", "13.1 M", "11.8 µJ", "31.8 MB"]
+    assert head[3:5] == ["", ""] and both[1:3] == ["44.2 M", "37.1 %"] and both[6] == "153 µJ"
+    assert ["attention", "2.90 M", "0 %", "3.10 M", "14.0 µJ"] in table
+    assert "at 4.6 pJ per multiply accumulate, 3.7 pJ per multiplication, 0.9 pJ per addition" in section
+    assert "int8 (0.2 and 0.03 pJ) 7.10 µJ and 31.0 µJ." in section
+    assert "as one multiply-accumulate where it is not 0 the student takes 161 µJ" in section
+    # 95 MB and 269 MB at 162.5 and 325 pJ a byte.
+    assert "95.0 MB a token, the teacher 269 MB. From DRAM at 162.5 to 325 pJ per byte" in section
+    assert "it would take 15.4 mJ to 30.9 mJ and 43.7 mJ to 87.4 mJ." in section
+
+
 def test_the_list_of_a_version_needs_the_reports_alone(written, tmp_path):
     root, report, _, child = written
     shutil.copytree(root / "reports", tmp_path / "reports")
     text = render_index("child", tmp_path / "reports")
     assert text == (report.parent.parent / "README.md").read_text()
     assert f"| [{child.run_id}]({child.run_id}/report.md) | cpu | 0 | ternary | 20,480 | 421.3 |" in text
+
+
+def test_seeds_reach_the_report_and_the_list(make_run, tmp_path):
+    """Child, parent and root with seeds 0, 1 and, but for the parent, 2; the numbers are scipy.stats.ttest_rel's."""
+    reports, runs = tmp_path / "reports", tmp_path / "runs"
+    fixed = {"distillation.temperature.mode": "fixed"}
+    for settings, ppls in (
+        (fixed | {"version": "root", "parent": None}, (440.0, 452.0, 431.0)),
+        (fixed | {"version": "base", "parent": "root", "student.layers": 5}, (430.0, 460.0)),
+        ({"student.layers": 5}, (401.0, 411.0)),
+    ):
+        for seed, ppl in enumerate(ppls):
+            make_run(reports, settings | {"seed": seed}, {"student.test_ppl": ppl})
+    last = make_run(runs, {"student.layers": 5, "seed": 2}, {"student.test_ppl": 393.0})
+    report = write_report(last.path, reports, runs)
+    assert (
+        "Over 2 paired seeds the perplexity is 0.9128 times that of base (95 % interval 0.6954 to 1.198): no "
+        "difference shown. Over 3 paired seeds the perplexity is 0.9108 times that of root (95 % interval 0.9075 to "
+        "0.9142): child helps. Intervals over seeds cover initialisation and data order, not the choice of test text. "
+        "After 20,480 training tokens" in report.read_text()
+    )
+    assert report.read_text() == write_report(last.path, reports, runs).read_text()
+    lines = (report.parents[1] / "README.md").read_text().splitlines()
+    both = "`student.layers`, `distillation.temperature.mode`"
+    assert {
+        "| cpu | 65,280 | 3 | 401.6 | 379.8 to 424.6 |",
+        "| cpu | base | 2 | 0.9128 | 0.6954 to 1.198 | no difference shown | `distillation.temperature.mode` |",
+        f"| cpu | root | 3 | 0.9108 | 0.9075 to 0.9142 | helps | {both} |",
+    } < set(lines)
 
 
 def test_a_fresh_clone_still_compares_with_the_parent(written, tmp_path):

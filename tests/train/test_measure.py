@@ -93,6 +93,32 @@ def test_counts_and_clocks_add_up(tiny_run, result):
     assert result.temperature_final == pytest.approx(1.0 + 4.0 * torch.sigmoid(saved).item(), rel=1e-6)
 
 
+def test_the_headline_energy_is_that_of_its_kinds_and_of_the_spikes_that_were_seen(result):
+    energy, spikes = result.energy, result.spikes
+    width, hidden, steps = 32, 128, 4
+    shapes = {"channel_key": (width, hidden), "channel_value": (hidden, width)}
+    additions = 0.0
+    for site in spikes.per_layer:
+        channels, outputs = shapes.get(site.site, (width, width))
+        additions += site.rate * steps * channels * outputs
+    mixer = energy.by_kind["mixer_matrices"]
+    assert mixer.additions == mixer.operations == pytest.approx(additions, rel=1e-9)
+    assert mixer.macs == mixer.spike_macs == 2 * (4 * width * width + 2 * width * hidden)
+    for joules, traffic, kinds in (
+        (energy.student_joules_per_token, energy.student_bytes_per_token, energy.by_kind),
+        (energy.teacher_joules_per_token, energy.teacher_bytes_per_token, energy.teacher_by_kind),
+    ):
+        assert joules == pytest.approx(sum(kind.joules_per_token for kind in kinds.values()), rel=1e-12)
+        assert traffic == sum(kind.bytes_per_token for kind in kinds.values())
+        for kind in kinds.values():
+            macs = kind.macs - kind.spike_macs
+            picojoules = macs * 4.6 + kind.additions * 0.9 + kind.multiplications * 3.7
+            assert kind.joules_per_token == pytest.approx(picojoules * 1e-12, rel=1e-12)
+    assert list(energy.by_precision) == ["fp16", "int8", "int8_in_int32"]
+    # At most four additions of 0.9 pJ for what one multiply-accumulate of 4.6 pJ would do.
+    assert energy.student_counts_multiplied_joules_per_token > energy.student_joules_per_token
+
+
 def test_the_bigram_of_the_seen_tokens_knows_less_than_that_of_all_text(result):
     assert result.baselines.bigram_full_ppl < result.baselines.bigram_ppl
     assert result.baselines.bigram_full_ppl < result.baselines.unigram_ppl

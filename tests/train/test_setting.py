@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from asnn_goose.errors import UserError
-from asnn_goose.train.setting import first_windows, prepare, seen_tokens
+from asnn_goose.train.setting import prepare, seen_tokens
+from asnn_goose.train.start import first_windows
 
 
 def parameters(setting) -> dict[str, torch.Tensor]:

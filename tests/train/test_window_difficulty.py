@@ -9,7 +9,8 @@ import torch
 from asnn_goose.cache import cache_root
 from asnn_goose.train import difficulty
 from asnn_goose.train.difficulty import ordered_windows, prompt_and_reference, window_losses, window_rouge
-from asnn_goose.train.setting import first_windows, prepare, resolved
+from asnn_goose.train.setting import prepare, resolved
+from asnn_goose.train.start import first_windows
 
 STAGED = {"distillation__curriculum__rouge_tokens": 5, "distillation__curriculum__prompt_share": 0.4}
 WINDOWS = [4, 0, 9, 2, 31, 7, 12]
