@@ -106,7 +106,7 @@ def plot_temperature(
             line(axis, curve, colour)
             axis.set_ylabel(curve.label)
         for axis in axes:
-            token_axis(axis, [temperature, *panels])
+            token_axis(axis, [temperature, *panels, *([] if before is None else [before])])
         for axis in axes[:-1]:
             axis.tick_params(labelbottom=False)
             axis.set_xlabel("")

@@ -1,4 +1,5 @@
 import itertools
+import warnings
 import zlib
 from pathlib import Path
 
@@ -143,6 +144,15 @@ def test_an_anchor_that_moves_is_not_drawn(tmp_path):
         return plot_temperature(curve("T", 0.4), tmp_path / f"{anchor}.png", low=1, high=5, anchor=anchor).read_bytes()
 
     assert drawn(None) != drawn(2.0)
+
+
+def test_a_parent_that_ran_longer_stays_inside(tmp_path):
+    """Its line would else run over the margin with the labels, for which the layout finds no room."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_temperature(
+            curve("T", 0.4, points=10), tmp_path / "a.png", low=1, high=5, anchor=2, before=curve("parent", 0.3)
+        )
 
 
 def test_a_single_point_still_shows(tmp_path):
