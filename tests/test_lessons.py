@@ -21,7 +21,7 @@ from asnn_goose.config.schema import TrainConfig
 from asnn_goose.data.loader import Batch
 from asnn_goose.errors import UserError
 from asnn_goose.evaluation.perplexity import compare
-from asnn_goose.losses.alignment import Projector, normalised_mse
+from asnn_goose.losses.alignment import Projector, channel_mse, normalised_mse
 from asnn_goose.losses.relation import relation_kl
 from asnn_goose.models import Teacher
 from asnn_goose.models.teacher import require_same_vocabulary
@@ -215,6 +215,18 @@ def test_lesson_23_the_size_of_the_states_does_not_count():
     s, t = (torch.randn(2, 5, 16, generator=draw, dtype=torch.float64) for _ in range(2))
     # The norm adds 1e-5 to a variance near 1, or to one near 1e4.
     assert normalised_mse(100 * s, 100 * t).item() == pytest.approx(normalised_mse(s, t).item(), rel=1e-4)
+
+
+def test_lesson_23_the_size_of_one_channel_does_not_count():
+    draw = torch.Generator().manual_seed(0)
+    s, t = (torch.randn(2, 5, 16, generator=draw, dtype=torch.float64) for _ in range(2))
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    wanted = ((s - t) ** 2)[mask] / (t[mask] ** 2).mean(0)
+    assert channel_mse(s, t, mask).item() == pytest.approx(wanted.mean().item(), rel=1e-12)
+    one = torch.ones(16, dtype=torch.float64)
+    one[3] = 100.0
+    assert channel_mse(one * s, one * t, mask).item() == pytest.approx(wanted.mean().item(), rel=1e-12)
+    assert channel_mse(0 * t, t, mask).item() == pytest.approx(1.0, rel=1e-12)
 
 
 def test_lesson_24_relations_do_not_count_heads_or_sequences():

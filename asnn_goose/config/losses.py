@@ -86,7 +86,7 @@ class LayerTerm(StateTerm):
 
 
 class Hidden(LayerTerm):
-    measure: Literal["normalised_mse", "mse", "pkd", "cosine"] = "normalised_mse"
+    measure: Literal["normalised_mse", "channel_mse", "mse", "pkd", "cosine"] = "normalised_mse"
     """How two states are compared."""
     projector: Literal["linear", "linear_norm", "mlp", "none"] = "linear"
     """What brings the student's states to the teacher's width, in training only."""

@@ -57,6 +57,18 @@ def normalised_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
     return _compare(formula, student, teacher, mask)
 
 
+def channel_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over channels of (s - t)^2 / m_c, m_c the mean of t_c^2 over the counted tokens, token mean.
+
+    Each channel counts by how far it is off its own size: 1 is what a student of zeros has.
+    """
+
+    def formula(s: Tensor, t: Tensor) -> Tensor:
+        return ((s - t).square() / t.square().mean(0).clamp_min(EPS**2)).mean(-1)
+
+    return _compare(formula, student, teacher, mask)
+
+
 def pkd(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """|s/|s| - t/|t||^2 = 2 - 2 cos(s, t), token mean (PKD, arXiv 1908.09355, whose code divides it by D)."""
 

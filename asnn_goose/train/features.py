@@ -23,6 +23,7 @@ from asnn_goose.losses.layer_map import layer_map
 
 MEASURES: dict[str, Callable[..., Tensor]] = {
     "normalised_mse": alignment.normalised_mse,
+    "channel_mse": alignment.channel_mse,
     "mse": alignment.mse,
     "pkd": alignment.pkd,
     "cosine": alignment.cosine,

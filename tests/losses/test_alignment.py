@@ -9,9 +9,18 @@ from hypothesis import strategies as st
 from softmax_oracle import float64
 from torch import Tensor
 
-from asnn_goose.losses.alignment import LayerAggregation, Projector, cosine, mse, normalised_mse, pkd, token_mask
+from asnn_goose.losses.alignment import (
+    LayerAggregation,
+    Projector,
+    channel_mse,
+    cosine,
+    mse,
+    normalised_mse,
+    pkd,
+    token_mask,
+)
 
-ALL = {"mse": mse, "normalised_mse": normalised_mse, "pkd": pkd, "cosine": cosine}
+ALL = {"mse": mse, "channel_mse": channel_mse, "normalised_mse": normalised_mse, "pkd": pkd, "cosine": cosine}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
