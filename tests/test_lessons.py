@@ -24,7 +24,7 @@ from asnn_goose.evaluation.perplexity import compare
 from asnn_goose.losses.alignment import Projector, channel_mse, normalised_mse
 from asnn_goose.losses.relation import relation_kl
 from asnn_goose.models import Teacher
-from asnn_goose.models.teacher import require_same_vocabulary
+from asnn_goose.models.tokenizer import require_same_vocabulary
 from asnn_goose.train.objective import Distillation
 from asnn_goose.train.optimisers import set_learning_rates
 from asnn_goose.train.plan import schedules

@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 
 from asnn_goose.cache import replacing
 from asnn_goose.errors import UserError
-from asnn_goose.evaluation import energy
-from asnn_goose.evaluation.firing import SiteFiring, measure_firing, pooled, spike_raster
+from asnn_goose.evaluation.firing import measure_firing, spike_raster
 from asnn_goose.evaluation.ngram import fit_bigram, fit_unigram, perplexity
 from asnn_goose.evaluation.perplexity import Comparison, arrays, bits_per_byte
 from asnn_goose.huggingface import quiet_transformers
@@ -21,19 +20,15 @@ from asnn_goose.models import GooseForCausalLM
 from asnn_goose.reporting import Result, RunFolder
 from asnn_goose.reporting.record import (
     Baselines,
-    EnergyKind,
-    EnergyResult,
     Evaluation,
-    PrecisionEnergy,
     Raster,
     Sample,
-    SiteSpikes,
-    SpikeResult,
     StudentResult,
     TeacherResult,
 )
 from asnn_goose.train.checkpoint import Progress
 from asnn_goose.train.loop import evaluate, watch_teacher
+from asnn_goose.train.neuron_results import energy_result, spike_result
 from asnn_goose.train.setting import Setting
 
 PROMPT_TOKENS, NEW_TOKENS = 16, 40
@@ -187,79 +182,6 @@ def count_baselines(setting: Setting, tokens_seen: int) -> Baselines:
         bigram_ppl=perplexity(fit_bigram(seen, vocabulary, starts), test),
         bigram_full_ppl=perplexity(fit_bigram(everything, vocabulary, shard.starts[:-1]), test),
     )
-
-
-def spike_result(sites: list[SiteFiring]) -> SpikeResult:
-    """Totals over all populations, weighted by their channels; operands by their multiply-accumulates."""
-    return SpikeResult(
-        rate=pooled(sites, "rate", lambda s: s.channels * s.steps),
-        zero_fraction=pooled(sites, "zero_fraction", lambda s: s.channels),
-        operand_fraction=pooled(sites, "operand_fraction", lambda s: s.channels * s.outputs),
-        dead_fraction=pooled(sites, "dead_fraction", lambda s: s.channels),
-        saturated_fraction=pooled(sites, "saturated_fraction", lambda s: s.channels),
-        per_layer=tuple(
-            SiteSpikes(
-                layer=s.layer,
-                site=s.site,
-                rate=s.rate,
-                zero_fraction=s.zero_fraction,
-                dead_fraction=s.dead_fraction,
-                saturated_fraction=s.saturated_fraction,
-                threshold=s.threshold,
-                decay=s.decay,
-            )
-            for s in sites
-        ),
-    )
-
-
-def energy_result(setting: Setting, sites: list[SiteFiring]) -> EnergyResult:
-    """Operations and joules per token; the teacher attends over half a window on average."""
-    student, teacher = setting.module.student, setting.teacher
-    context = setting.experiment.data.window // 2
-    ours, theirs = energy.student_operations(student, sites), energy.teacher_operations(teacher, context)
-    our_bytes, their_bytes = energy.student_traffic(student), energy.teacher_traffic(teacher, context)
-    return EnergyResult(
-        student_joules_per_token=energy.joules_per_token(ours),
-        teacher_joules_per_token=energy.joules_per_token(theirs),
-        by_kind=_energy_kinds(ours, our_bytes),
-        teacher_by_kind=_energy_kinds(theirs, their_bytes),
-        picojoules={
-            "multiply_accumulate": energy.FP32.multiply_accumulate,
-            "multiplication": energy.FP32.multiplication,
-            "addition": energy.FP32.addition,
-        },
-        by_precision={
-            name: PrecisionEnergy(
-                multiplication_picojoules=price.multiplication,
-                addition_picojoules=price.addition,
-                student_joules_per_token=energy.joules_per_token(ours, price),
-                teacher_joules_per_token=energy.joules_per_token(theirs, price),
-            )
-            for name, price in energy.PICOJOULES.items()
-            if price != energy.FP32
-        },
-        student_counts_multiplied_joules_per_token=energy.joules_per_token(ours, unrolled=False),
-        student_bytes_per_token=sum(our_bytes.values()),
-        teacher_bytes_per_token=sum(their_bytes.values()),
-        dram_picojoules_per_byte=energy.DRAM_PICOJOULES_PER_BYTE,
-    )
-
-
-def _energy_kinds(kinds: dict[str, energy.Operations], traffic: dict[str, float]) -> dict[str, EnergyKind]:
-    """Kinds of arithmetic with their energy in float32 and their bytes."""
-    return {
-        name: EnergyKind(
-            macs=kind.macs,
-            spike_macs=kind.spike_macs,
-            additions=kind.spike_additions + kind.additions,
-            multiplications=kind.multiplications,
-            operations=kind.operations,
-            joules_per_token=kind.joules(),
-            bytes_per_token=traffic[name],
-        )
-        for name, kind in kinds.items()
-    }
 
 
 def _prompt(setting: Setting) -> torch.Tensor:

@@ -20,7 +20,7 @@ from asnn_goose.errors import UserError
 from asnn_goose.kernels.lif import lif_backend
 from asnn_goose.kernels.wkv7 import wkv7_backend
 from asnn_goose.models import Teacher, load_teacher, require_same_vocabulary
-from asnn_goose.models.teacher import load_tokenizer
+from asnn_goose.models.tokenizer import load_tokenizer
 from asnn_goose.schedules import EarlyStopping, earliest_stop
 from asnn_goose.train.balance import BALANCERS
 from asnn_goose.train.capture import capture

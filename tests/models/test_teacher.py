@@ -27,7 +27,8 @@ from transformers import (
 
 from asnn_goose.config.hardware import native_bfloat16
 from asnn_goose.errors import UserError
-from asnn_goose.models.teacher import Teacher, load_teacher, load_tokenizer, require_same_vocabulary
+from asnn_goose.models.teacher import Teacher, load_teacher
+from asnn_goose.models.tokenizer import load_tokenizer, require_same_vocabulary
 
 VOCABULARY, PADDED = 40, 48
 

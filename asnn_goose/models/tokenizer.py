@@ -1,0 +1,47 @@
+"""The student's tokenizer, which must have the teacher's tokens under the teacher's ids."""
+
+from typing import TYPE_CHECKING
+
+from asnn_goose.errors import UserError
+from asnn_goose.huggingface import import_transformers, quiet_transformers
+from asnn_goose.models.pretrained import local_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of that name: an asset's, a saved folder's, or that of a model id of the hub.
+
+    Raises:
+        UserError: there is none.
+    """
+    transformers = import_transformers()
+    source = str(local_folder(name_or_path) or name_or_path)
+    try:
+        with quiet_transformers():
+            return transformers.AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"student.tokenizer {name_or_path!r} cannot be read ({str(error).strip().splitlines()[0]}): "
+            "set it to null for the teacher's own"
+        ) from error
+
+
+def require_same_vocabulary(
+    teacher_tokenizer: "PreTrainedTokenizerBase", student_tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    """Refuse a student whose tokens or ids are not the teacher's: a divergence per position compares equal ids.
+
+    Raises:
+        UserError: the maps from token to id differ.
+    """
+    ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    token = min((token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)), key=repr)
+    raise UserError(
+        f"student.tokenizer ({len(ours)} tokens) and the teacher's ({len(theirs)}) differ, for one at token {token!r} "
+        f"with id {ours.get(token)} and {theirs.get(token)}: set student.tokenizer to null for the teacher's own, or "
+        "choose a teacher with the student's vocabulary"
+    )
