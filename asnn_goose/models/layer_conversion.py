@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from asnn_goose.errors import UserError
 from asnn_goose.models.goose import GooseBlock, GooseForCausalLM
+from asnn_goose.models.projections import reading
 from asnn_goose.models.teacher import Teacher
 
 SIZE_FLOOR = 1e-2
@@ -159,23 +160,10 @@ def convert_layers(
 @torch.no_grad()
 def _require_plain_stream(teacher: Teacher, layers: Sequence[int]) -> None:
     """A teacher whose residual stream is not embedding + attentions + MLPs, one to one, is refused."""
-    outputs: dict[tuple[int, str], Tensor] = {}
-    hooks = []
-    found = {layer: block_parts(teacher, layer) for layer in layers}
-    for layer, parts in found.items():
-        for name in ("attention", "mlp"):
-
-            def keep(_module, _arguments, out, key=(layer, name)):
-                outputs[key] = out[0] if isinstance(out, tuple) else out
-
-            hooks.append(getattr(parts, name).register_forward_hook(keep))
     ids_BL = torch.arange(4, device=teacher.model.device)[None] % teacher.vocab_size
-    try:
-        hidden = teacher(ids_BL, (0, *found, *(layer - 1 for layer in found))).hidden
-    finally:
-        for hook in hooks:
-            hook.remove()
-    sums = {layer: hidden[layer - 1] + outputs[layer, "attention"] + outputs[layer, "mlp"] for layer in found}
+    with reading(mixer_modules(teacher, layers)) as outputs:
+        hidden = teacher(ids_BL, (0, *layers, *(layer - 1 for layer in layers))).hidden
+    sums = {n: hidden[n - 1] + outputs[f"{n} attention"] + outputs[f"{n} mlp"] for n in layers}
     rows = {0: teacher.embedding_weight_VE[ids_BL.to(teacher.embedding_weight_VE.device)].to(hidden[0])}
     for layer, expected in (rows | sums).items():
         # Sums in the teacher's dtype; the tolerance is two steps of bfloat16.
@@ -185,6 +173,13 @@ def _require_plain_stream(teacher: Teacher, layers: Sequence[int]) -> None:
                 f"teacher {teacher.name!r} cannot be converted layer by layer: {part} scaled before the residual "
                 "stream, which the student's has not; set student.init to regression"
             )
+
+
+def mixer_modules(teacher: Teacher, layers: Sequence[int]) -> dict[str, nn.Module]:
+    """The attentions and MLPs of these blocks as "3 attention", "3 mlp", for :func:`reading`."""
+    found = {layer: block_parts(teacher, layer) for layer in layers}
+    attentions = {f"{layer} attention": parts.attention for layer, parts in found.items()}
+    return attentions | {f"{layer} mlp": parts.mlp for layer, parts in found.items()}
 
 
 def _scale(size_C: Tensor, smoothing: float) -> Tensor:

@@ -38,12 +38,12 @@ def attention_projections(name: str, block: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def reading(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """A mapping that holds each module's last output [B, L, C] once a forward pass went through it."""
+    """A mapping that holds each module's last output [B, L, C], the first of several, once a pass went through it."""
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str):
         def hook(_module, _arguments, output):
-            outputs[name] = output
+            outputs[name] = output[0] if isinstance(output, tuple) else output
 
         return hook
 

@@ -115,10 +115,14 @@ def normalised_states(student_BLE: Tensor, teacher_BLE: Tensor) -> Tensor:
     return torch.cat([F.layer_norm(x, x.shape[-1:]) for x in both], -1)
 
 
-def _raw(init: float, low: float, high: float) -> float:
-    """The value whose bounded temperature is init."""
+def _require_between(init: float, low: float, high: float) -> None:
     if not low < init < high:
         raise ValueError(f"init ({init}) must lie strictly between low ({low}) and high ({high})")
+
+
+def _raw(init: float, low: float, high: float) -> float:
+    """The value whose bounded temperature is init."""
+    _require_between(init, low, high)
     share = (init - low) / (high - low)
     return math.log(share / (1.0 - share))
 
@@ -136,8 +140,7 @@ class MinimisedTemperature(nn.Module):
 
     def __init__(self, init: float, low: float, high: float):
         super().__init__()
-        if not low < init < high:
-            raise ValueError(f"init ({init}) must lie strictly between low ({low}) and high ({high})")
+        _require_between(init, low, high)
         self.low, self.high = low, high
         self.raw = nn.Parameter(torch.tensor(math.log(init)))
 

@@ -6,11 +6,10 @@ one pass through the mixers (MOHAWK, arXiv 2408.10189; LoLCATs, arXiv 2410.10254
 Shapes: B windows, L tokens, C channels.
 """
 
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,10 @@ from torch import Tensor, nn
 from asnn_goose.config.schema import TransferConfig
 from asnn_goose.models import GooseForCausalLM, Teacher
 from asnn_goose.models.goose import GooseBlock
-from asnn_goose.models.layer_conversion import block_parts
+from asnn_goose.models.layer_conversion import mixer_modules
+from asnn_goose.models.projections import reading
 from asnn_goose.schedules import warmup_cosine
 from asnn_goose.train.engine import Engine
-
-_log = logging.getLogger(__name__)
 
 CLIP = 1.0
 """Largest norm of a mixer's gradient."""
@@ -39,40 +37,17 @@ class Errors:
         return sum(self.time_mix) / len(self.time_mix), sum(self.channel_mix) / len(self.channel_mix)
 
 
-@dataclass
-class _Seen:
+class _Seen(NamedTuple):
     """What one teacher block received and gave in a pass [B, L, C]."""
 
     attention_in: Tensor
     attention_out: Tensor
-    mlp_in: Tensor
     mlp_out: Tensor
 
-
-@contextmanager
-def _watching(teacher: Teacher, layers: Sequence[int]) -> Iterator[list[dict[str, Tensor]]]:
-    """One mapping per layer, filled by each pass: the residual stream in front of both norms, and both outputs."""
-    seen: list[dict[str, Tensor]] = [{} for _ in layers]
-    hooks = []
-    for into, parts in zip(seen, [block_parts(teacher, layer) for layer in layers], strict=True):
-
-        def keep_in(name: str, into=into):
-            return lambda _module, arguments: into.__setitem__(name, arguments[0])
-
-        def keep_out(name: str, into=into):
-            return lambda _module, _arguments, out: into.__setitem__(name, out[0] if isinstance(out, tuple) else out)
-
-        hooks += [
-            parts.attention_norm.register_forward_pre_hook(keep_in("attention_in")),
-            parts.attention.register_forward_hook(keep_out("attention_out")),
-            parts.mlp_norm.register_forward_pre_hook(keep_in("mlp_in")),
-            parts.mlp.register_forward_hook(keep_out("mlp_out")),
-        ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
+    @property
+    def mlp_in(self) -> Tensor:
+        """The residual stream between the mixers."""
+        return self.attention_in + self.attention_out
 
 
 def relative_error(out_BLC: Tensor, target_BLC: Tensor) -> Tensor:
@@ -105,12 +80,14 @@ def transfer_mixers(
     trained = [p for pair in mixers for mixer in pair for p in mixer if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     first = last = None
-    with _watching(teacher, layers) as seen:
+    inputs = tuple(layer - 1 for layer in layers)
+    with reading(mixer_modules(teacher, layers)) as outputs:
         for step, ids_BL in enumerate(watch(batches)):
-            teacher.states(ids_BL.to(teacher.model.device))
+            _, stream = teacher.states_and_layers(ids_BL.to(teacher.model.device), inputs)
+            seen = [_Seen(stream[n - 1], outputs[f"{n} attention"], outputs[f"{n} mlp"]) for n in layers]
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * warmup_cosine(step, len(batches), config.warmup, config.lr_end)
-            last = _step(blocks, mixers, [_Seen(**parts) for parts in seen], engine)
+            last = _step(blocks, mixers, seen, engine)
             first = first or last
             optimiser.step()
             optimiser.zero_grad()
