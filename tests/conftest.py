@@ -115,6 +115,7 @@ def flags_for(teacher: Path, text: Path, **changes: object) -> list[str]:
         "data.window": 16,
         "data.validation_fraction": 0.15,
         "data.test_fraction": 0.15,
+        "student": "goose",
         "student.layers": 2,
         "student.head_size": 16,
         "train.precision": "float32",

@@ -5,9 +5,13 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from asnn_goose.config.annealing import AnnealingConfig
 from asnn_goose.config.distillation import DistillationConfig
 from asnn_goose.config.losses import LayerMap
 from asnn_goose.config.settings import Settings
+
+SPIKING = ("ternary", "binary", "integer", "radix")
+"""Kinds of neuron whose operands are counts of spikes."""
 
 
 class TeacherConfig(Settings):
@@ -22,13 +26,19 @@ class TeacherConfig(Settings):
 class NeuronConfig(Settings):
     """The neuron in front of every projection (kernels/lif)."""
 
-    kind: Literal["ternary", "binary", "quantised", "dense"] = "ternary"
-    """ternary {-1,0,1} and binary {0,1} spike; quantised rounds to the same levels without a membrane; dense passes the
-    current on."""
+    kind: Literal["ternary", "binary", "integer", "radix", "quantised", "dense"] = "ternary"
+    """ternary {-1,0,1} and binary {0,1} spike at each micro-step; integer counts a token's ternary spikes at once, with
+    a straight-through gradient; radix does so with spikes that weigh half as much from one micro-step to the next;
+    quantised rounds to integer's levels without a membrane; dense passes the current on."""
     steps: PositiveInt = 4
     """T: micro-steps per token, all with the same input current."""
     threshold: PositiveFloat = 2.5
     """theta at the start, in units of the scaled current."""
+    sparsity: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Share of zero operands to start with, set site by site from training text: by theta in ternary and binary
+    neurons, by silence in the others; None: as threshold and silence say."""
+    silence: NonNegativeFloat = 0.0
+    """Scaled currents smaller than this cause no spike at all (kinds integer, radix and quantised)."""
     decay: float = Field(default=1.0, ge=0.0, le=1.0)
     """beta at the start: share of the membrane that survives one micro-step."""
     learn_threshold: Literal["fixed", "layer", "channel"] = "layer"
@@ -51,6 +61,18 @@ class NeuronConfig(Settings):
     backend: Literal["auto", "numba", "triton", "reference", "spikingjelly", "snntorch"] = "auto"
     """Form of ternary and binary neurons; auto: numba on the CPU, triton on CUDA. The last two put another library's
     binary neuron in the place of ours."""
+
+    @model_validator(mode="after")
+    def _kind_has_what_is_set(self):
+        if self.silence and self.kind in ("ternary", "binary", "dense"):
+            raise ValueError(f"silence {self.silence} is not for kind {self.kind}: set it to 0, or kind to radix")
+        without_leak = self.decay == 1.0 and self.learn_decay == "fixed" and self.reset == "soft"
+        if self.kind in ("integer", "radix") and not without_leak:
+            raise ValueError(
+                f"kind {self.kind} counts the spikes of a membrane without leak, not decay {self.decay}, learn_decay "
+                f"{self.learn_decay}, reset {self.reset}: set these to 1, fixed and soft, or kind to ternary"
+            )
+        return self
 
 
 class TransferConfig(Settings):
@@ -99,6 +121,8 @@ class StudentConfig(Settings):
     """Neurons in front of the receptance, key, value, output and channel-mix key products."""
     hidden_neuron: NeuronConfig = NeuronConfig()
     """Neurons behind relu^2, in front of the channel mix's value product."""
+    annealing: AnnealingConfig | None = None
+    """A way to these neurons from denser ones; None: they are the same from the first step on."""
     wkv_backend: Literal["auto", "native", "fla", "torch_chunk", "reference"] = "auto"
     """Form of the WKV-7 recurrence; auto: native on the CPU, fla on CUDA where installed, else torch_chunk."""
     wkv_chunk: PositiveInt = 32

@@ -44,7 +44,7 @@ class SiteFiring:
     saturated_fraction: float
     """Share of channels that spiked at every micro-step of every token."""
     operand_fraction: float
-    """Share of the operands other than 0 that lie on the neuron's levels k / T, |k| <= T; 1 for spikes (also where
+    """Share of the operands other than 0 that lie on the neuron's levels k / N, |k| <= N; 1 for spikes (also where
     none came), about 0 for analog values."""
     steps: int
     """Micro-steps per token; 1 for a dense neuron."""
@@ -53,11 +53,11 @@ class SiteFiring:
     tokens: int
     """Tokens seen, padding among them."""
     spikes: int
-    """Sum of |k| over tokens and channels, k the net count of a token's spikes."""
+    """Over tokens, channels and micro-steps, less those that another sign takes back."""
     active: int
     """Tokens x channels whose operand is a count other than 0."""
     analog: int
-    """Tokens x channels whose operand is no count: all of a dense neuron's, else those off the levels k / T."""
+    """Tokens x channels whose operand is no count: all of a dense neuron's, else those off the levels k / N."""
     gain_varies: bool
     """Whether the gain behind the product differs from token to token, so that no matrix can take it in."""
 
@@ -76,15 +76,15 @@ def projections(student: GooseForCausalLM) -> Iterator[tuple[int, str, SpikingLi
 
 
 class _Operands:
-    """Counts what one projection multiplies. A 0 is on the levels k / T, but, as relu^2 gives it too, tells nothing."""
+    """Counts what one projection multiplies. A 0 is on the levels k / N, but, as relu^2 gives it too, tells nothing."""
 
-    def __init__(self, steps: int):
-        self.steps, self.tokens, self.on_level, self.off_level, self.gain_varies = steps, 0, 0, 0, False
+    def __init__(self, levels: int):
+        self.levels, self.tokens, self.on_level, self.off_level, self.gain_varies = levels, 0, 0, 0, False
 
     def __call__(self, _module, _inputs, output) -> None:
         s, gain = output[0].detach(), output[1]
         # The levels are divided out again: 1/13 * 13 is not 1 in float32.
-        on_level = (s == (s * self.steps).round() / self.steps) & (s.abs() <= 1.0)
+        on_level = (s == (s * self.levels).round() / self.levels) & (s.abs() <= 1.0)
         self.on_level += int((on_level & (s != 0)).sum())
         self.off_level += int((~on_level).sum())
         self.tokens += s.numel() // s.shape[-1]
@@ -108,7 +108,7 @@ def measure_firing(
     watched = list(projections(student))
     if any(linear.form != "rate" for _, _, linear in watched):
         raise ValueError("firing is measured in the rate form: set form to rate on every SpikingLinear")
-    operands = [_Operands(linear.neuron.steps) for _, _, linear in watched]
+    operands = [_Operands(linear.neuron.levels) for _, _, linear in watched]
     hooks = [
         linear.neuron.register_forward_hook(counter) for (_, _, linear), counter in zip(watched, operands, strict=True)
     ]

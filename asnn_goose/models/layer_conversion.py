@@ -55,8 +55,8 @@ def block_parts(teacher: Teacher, layer: int) -> BlockParts:
 
     def refuse(part: str) -> UserError:
         return UserError(
-            f"teacher {teacher.name!r} cannot be converted layer by layer: block {layer} has {part}; set student.init "
-            "to regression"
+            f"teacher {teacher.name!r} cannot be converted layer by layer: block {layer} has {part}; choose "
+            "--student goose"
         )
 
     def holding(names: Mapping[str, str], what: str) -> nn.Module:
@@ -152,7 +152,7 @@ def convert_layers(
         if parts.up.out_features != hidden:
             raise UserError(
                 f"teacher {teacher.name!r} has {parts.up.out_features} hidden channels in block {layer} and {hidden} "
-                f"in block {layers[0]}, and the student has one number for all: set student.init to regression"
+                f"in block {layers[0]}, and the student has one number for all: choose --student goose"
             )
         _convert(block, parts, scales, student, teacher)
 
@@ -171,7 +171,7 @@ def _require_plain_stream(teacher: Teacher, layers: Sequence[int]) -> None:
             part = f"block {layer} has outputs" if layer else "it has an embedding"
             raise UserError(
                 f"teacher {teacher.name!r} cannot be converted layer by layer: {part} scaled before the residual "
-                "stream, which the student's has not; set student.init to regression"
+                "stream, which the student's has not; choose --student goose"
             )
 
 
@@ -218,6 +218,6 @@ def _repeated(weight_KDC: Tensor, C: int, D: int, teacher: Teacher) -> Tensor:
     if size != D or heads * size != C:
         raise UserError(
             f"teacher {teacher.name!r} has {heads} heads of {size} channels, and the student {C} channels in heads of "
-            f"{D}: set student.head_size to {size} and student.width to null, or student.init to regression"
+            f"{D}: set student.head_size to {size} and student.width to null, or choose --student goose"
         )
     return weight_KDC.view(-1, D, weight_KDC.shape[-1]).repeat_interleave(C // len(weight_KDC), 0).flatten(0, 1)

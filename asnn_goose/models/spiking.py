@@ -4,6 +4,7 @@ Shapes: ... any, C channels, T micro-steps.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asnn_goose.config.annealing import Annealed
+from asnn_goose.config.schema import SPIKING
 from asnn_goose.errors import UserError
 from asnn_goose.kernels.lif import lif, lif_rate
+from asnn_goose.kernels.lif.surrogate import DEFAULT_WIDTH
 
 SCALE_FLOOR = 1e-6
 """Smallest per-token scale: a token whose current is 0 everywhere stays 0 instead of becoming NaN."""
@@ -25,21 +29,26 @@ class SpikeStatistics:
     values: int
     """Tokens."""
     spikes_C: Tensor
-    """Sum of |count| over tokens, count in 0..T."""
+    """Spikes over tokens and micro-steps."""
     nonzero_C: Tensor
     """Tokens on which the channel fired at least once."""
     full_C: Tensor
     """Tokens on which the channel fired at every micro-step."""
 
 
-class _RoundStraightThrough(torch.autograd.Function):
+class _CountStraightThrough(torch.autograd.Function):
+    """k / N with k = sign(u) floor(N min(|u|, 1) + offset), 0 where |u| < silence; the gradient is [|u| <= 1]."""
+
     @staticmethod
-    def forward(ctx, x):
-        return torch.round(x)
+    def forward(ctx, u, levels, offset, silence):
+        size = u.abs()
+        ctx.save_for_backward(size <= 1.0)
+        counts = torch.floor(size.clamp(max=1.0) * levels + offset)
+        return u.sign() * torch.where(size < silence, 0.0, counts) / levels
 
     @staticmethod
     def backward(ctx, *grad_outputs):
-        return grad_outputs[0]
+        return grad_outputs[0] * ctx.saved_tensors[0], None, None, None
 
 
 class Neuron(nn.Module):
@@ -53,8 +62,18 @@ class Neuron(nn.Module):
     With a fresh membrane per token this is a quantiser of 2T + 1 levels (T + 1 for binary) that rounds towards 0, or
     with ``offset`` 0.5, which adds half a threshold over the micro-steps in the current's direction (a membrane that
     starts half way gives binary spikes the same counts, arXiv 2303.04347), to the nearest; a decay below 1 widens its
-    dead zone. kind ``quantised`` rounds to the nearest of the same
-    levels instead, with a straight-through gradient; kind ``dense`` returns the current itself.
+    dead zone. kind ``integer`` takes the count of these ternary spikes at once, with a gradient of 1 within the range
+    and 0 beyond (I-LIF, arXiv 2407.20708), and unfolds it into the same spikes at inference.
+
+    kind ``radix`` is charged once, with N |x| / gain, and halves its threshold from micro-step to micro-step, and the
+    weight of a spike with it (radix encoding, arXiv 2105.06943):
+
+        v_0 = floor(N min(|x| / gain, 1) + offset),   s_t = sign(x) [v_t >= w_t],   v_t <- v_t - w_t |s_t|,
+        w_t = 2^(T-1-t),   s = sum_t w_t s_t / N,   N = 2^T - 1
+
+    so that T ternary spikes tell 2N + 1 levels apart. kind ``quantised`` rounds to the nearest of 2T + 1 levels, with
+    the gradient of ``integer``, and is no count of spikes; kind ``dense`` returns the current itself. ``silence`` holds
+    back the spikes of currents that are small beside the token's mean |x|, whatever theta.
 
     Args:
         channels: C.
@@ -68,6 +87,10 @@ class Neuron(nn.Module):
         super().__init__()
         self.channels, self.settings = channels, settings
         self.kind, self.steps = settings["kind"], settings["steps"]
+        self.annealed = Annealed()
+        """Of training steps; in eval mode the neuron is as configured."""
+        self.silence: Tensor
+        self.register_buffer("silence", torch.tensor(settings["silence"]))
         shape = {"fixed": (), "layer": (), "channel": (channels,)}
         spiking = self.kind in ("ternary", "binary")
         log_threshold = torch.full(shape[settings["learn_threshold"]], math.log(settings["threshold"]))
@@ -88,6 +111,18 @@ class Neuron(nn.Module):
         self._recorded: Tensor | None = None
 
     @property
+    def levels(self) -> int:
+        """N: operands are k / N, |k| <= N."""
+        return _levels(self.kind, self.steps)
+
+    @property
+    def weights(self) -> list[float]:
+        """Share of each micro-step's spike in s; their sum is 1."""
+        if self.kind == "radix":
+            return [2**t / self.levels for t in reversed(range(self.steps))]
+        return [1.0 / self.steps] * self.steps
+
+    @property
     def threshold(self) -> Tensor:
         """theta > 0, scalar or [C], in units of the scaled current."""
         return self.log_threshold.exp()
@@ -97,20 +132,31 @@ class Neuron(nn.Module):
         """beta in [0, 1], scalar or [C], per micro-step."""
         return self.settings["decay"] if self.decay_logit is None else torch.sigmoid(self.decay_logit)
 
+    def scale(self, x: Tensor) -> Tensor | float:
+        """mean_c |x_c| of each token, or 1 with ``scale: none``."""
+        if self.settings["scale"] == "token":
+            return x.abs().mean(-1, keepdim=True).clamp_min(SCALE_FLOOR)
+        return 1.0
+
     def gain(self, x: Tensor) -> Tensor:
         """theta times the token's scale, broadcastable against x."""
-        if self.settings["scale"] == "token":
-            return self.threshold * x.abs().mean(-1, keepdim=True).clamp_min(SCALE_FLOOR)
-        return self.threshold
+        return self.threshold * self.scale(x)
 
-    def _current(self, x: Tensor, gain: Tensor) -> Tensor:
+    @property
+    def _offset(self) -> float:
+        return 0.5 if self.kind == "quantised" else self.settings["offset"]
+
+    def _with_offset(self, u: Tensor, steps: int) -> Tensor:
         """The current in units of theta, with the offset's share of each micro-step."""
-        u, offset = x / gain, self.settings["offset"]
-        return u + u.detach().sign() * (offset / self.steps) if offset else u
+        offset = self.settings["offset"]
+        return u + u.detach().sign() * (offset / steps) if offset else u
 
-    def _dynamics(self) -> dict[str, Any]:
-        names = ("kind", "reset", "detach_reset", "surrogate", "width", "backend")
-        return {"threshold": 1.0, "decay": self.decay} | {name: self.settings[name] for name in names}
+    def _dynamics(self, width: float = 1.0) -> dict[str, Any]:
+        dynamics = {name: self.settings[name] for name in ("reset", "detach_reset", "surrogate", "width", "backend")}
+        if width != 1.0:
+            dynamics["width"] = width * (dynamics["width"] or DEFAULT_WIDTH[dynamics["surrogate"]])
+        kind = "binary" if self.kind == "binary" else "ternary"
+        return dynamics | {"threshold": 1.0, "decay": self.decay, "kind": kind}
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(s, gain): mean spike in [-1, 1] and the factor that turns it back into units of x; float32 or float64.
@@ -120,11 +166,16 @@ class Neuron(nn.Module):
         x = x if x.dtype == torch.float64 else x.float()
         if self.kind == "dense":
             return x, None
-        gain = self.gain(x)
-        if self.kind == "quantised":
-            s = _RoundStraightThrough.apply((x / gain).clamp(-1.0, 1.0) * self.steps) / self.steps
+        mix, factor, width, more = self.annealed if self.training else Annealed()
+        steps = self.steps + more
+        gain = self.gain(x) if factor == 1.0 else self.gain(x) * factor
+        u = x / gain
+        if self.kind in ("integer", "radix", "quantised"):
+            s = _CountStraightThrough.apply(u, _levels(self.kind, steps), self._offset, self.silence / self.threshold)
         else:
-            s = lif_rate(self._current(x, gain), self.steps, **self._dynamics())
+            s = lif_rate(self._with_offset(u, steps), steps, **self._dynamics(width))
+        if mix < 1.0:
+            s = mix * s + (1.0 - mix) * u
         if self._recorded is not None:
             self._record(s.detach())
         return s, gain
@@ -133,11 +184,25 @@ class Neuron(nn.Module):
         """(spikes [T, ..., C] in {-1, 0, 1}, gain): the micro-steps one by one."""
         x = x if x.dtype == torch.float64 else x.float()
         gain = self.gain(x)
-        currents = self._current(x, gain).expand(self.steps, *x.shape)
-        spikes = lif(currents, **self._dynamics())[0]
+        u = x / gain
+        if self.kind == "radix":
+            spikes = self._digits(u)
+        else:
+            heard = u if self.kind != "integer" else torch.where(u.abs() < self.silence / self.threshold, 0.0, u)
+            spikes = lif(self._with_offset(heard, self.steps).expand(self.steps, *x.shape), **self._dynamics())[0]
         if self._recorded is not None:
-            self._record(spikes.detach().mean(0))
+            self._record(_weighted(self.weights, spikes.detach()))
         return spikes, gain
+
+    def _digits(self, u: Tensor) -> Tensor:
+        """Micro-steps [T, ..., C] of a radix neuron."""
+        v = torch.floor(u.abs().clamp(max=1.0) * self.levels + self._offset)
+        v = torch.where(u.abs() < self.silence / self.threshold, 0.0, v)
+        fired = []
+        for t in reversed(range(self.steps)):
+            fired.append((v >= 2**t).to(v.dtype))
+            v = v - 2**t * fired[-1]
+        return u.sign() * torch.stack(fired)
 
     def start_recording(self) -> None:
         """Count spikes from now on (see :meth:`stop_recording`)."""
@@ -146,11 +211,17 @@ class Neuron(nn.Module):
     def _record(self, s: Tensor) -> None:
         assert self._recorded is not None
         # Sums of small whole numbers are exact in floating point, and several times faster than in int64.
-        counts = (s.reshape(-1, self.channels).abs() * self.steps).round()
-        full = (counts == self.steps).to(counts.dtype)
-        new = torch.stack([counts.sum(0), counts.sign().sum(0), full.sum(0)])
+        counts = (s.reshape(-1, self.channels).abs() * self.levels).round()
+        full = (counts == self.levels).to(counts.dtype)
+        new = torch.stack([self._spikes_of(counts).sum(0), counts.sign().sum(0), full.sum(0)])
         self._recorded[:3] += new.to(torch.int64).cpu()
         self._recorded[3] += counts.shape[0]
+
+    def _spikes_of(self, counts: Tensor) -> Tensor:
+        """Number of spikes that a count is made of: itself, or its binary digits' sum."""
+        if self.kind != "radix":
+            return counts
+        return sum(torch.floor(counts / 2**t) % 2 for t in range(self.steps))  # pyright: ignore[reportReturnType]
 
     def stop_recording(self) -> SpikeStatistics:
         """Counts since :meth:`start_recording`."""
@@ -160,11 +231,29 @@ class Neuron(nn.Module):
         return SpikeStatistics(int(tokens_C[0]), spikes_C, nonzero_C, full_C)
 
 
+def _levels(kind: str, steps: int) -> int:
+    return 2**steps - 1 if kind == "radix" else steps
+
+
+def _weighted(weights: Sequence[float], steps_T: Tensor) -> Tensor:
+    """sum_t w_t x_t, in the dtype of x even under autocast, which would make a tensor product bfloat16."""
+    weights_T = steps_T.new_tensor(weights)
+    return (steps_T * weights_T.view(-1, *[1] * (steps_T.ndim - 1))).sum(0)
+
+
+def anneal(model: nn.Module, annealed: Annealed) -> None:
+    """Tell every neuron of a model how far it is from its configuration while it trains."""
+    for module in model.modules():
+        if isinstance(module, Neuron):
+            module.annealed = annealed
+
+
 class SpikingLinear(nn.Module):
     """y = (s W^T) gain with s = Neuron(x): the matrix product's operand are spikes.
 
     ``form`` chooses how the mean spike meets the matrix: ``rate`` multiplies the mean once, ``steps`` multiplies every
-    micro-step's spikes and takes the mean of the products. The product is linear, so the two agree up to rounding.
+    micro-step's spikes and takes the mean of the products, weighted as the neuron weighs its micro-steps. The product
+    is linear, so the two agree up to rounding.
     """
 
     def __init__(self, inputs: int, outputs: int, neuron: dict[str, Any]):
@@ -174,14 +263,14 @@ class SpikingLinear(nn.Module):
         self.form = "rate"
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.form == "steps" and self.neuron.kind in ("ternary", "binary"):
+        if self.form == "steps" and self.neuron.kind in SPIKING:
             spikes, gain = self.neuron.spikes(x)
-            return self._product(spikes, gain).mean(0)
+            return _weighted(self.neuron.weights, self._product(spikes, gain))
         s, gain = self.neuron(x)
-        T = self.neuron.steps
-        if T & (T - 1) and gain is not None:
-            # Under autocast the product is bfloat16, which holds every count up to 256, but k / T for powers of 2 only.
-            s, gain = s * T, gain / T
+        N = self.neuron.levels
+        if N & (N - 1) and gain is not None:
+            # Under autocast the product is bfloat16, which holds every count up to 256, but k / N for powers of 2 only.
+            s, gain = s * N, gain / N
         return self._product(s, gain)
 
     def _product(self, s: Tensor, gain: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 
 from asnn_goose.config.distillation import TemperatureConfig
 from asnn_goose.config.losses import BIASED, CUT
-from asnn_goose.config.schema import Experiment
+from asnn_goose.config.schema import SPIKING, Experiment
 from asnn_goose.reporting.health import training_alarms
 from asnn_goose.reporting.markdown import number, percent
 from asnn_goose.reporting.metrics import Metrics, series
@@ -30,7 +30,7 @@ def find_alarms(result: Result, metrics: Metrics, experiment: Experiment) -> lis
             for name in CUT
             if name in experiment.distillation.losses.present()
         ]
-    if experiment.student.neuron.kind in ("ternary", "binary"):
+    if experiment.student.neuron.kind in SPIKING:
         alarms += spike_alarms(result)
     return list(dict.fromkeys(alarms))
 

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from asnn_goose.config.schema import SPIKING
 from asnn_goose.reporting.comparison import FinishedRun
 from asnn_goose.reporting.provenance import Provenance
 from asnn_goose.reporting.seeds import Comparison
-
-SPIKING = ("ternary", "binary")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from typing import Any
 
 import yaml
 
+from asnn_goose.config.schema import SPIKING
 from asnn_goose.reporting.comparison import FinishedRun, changed_settings
 from asnn_goose.reporting.markdown import duration, fenced, integer, mebibytes, number, percent, quantity, table
-from asnn_goose.reporting.material import SPIKING, Material
+from asnn_goose.reporting.material import Material
 from asnn_goose.reporting.record import EnergyKind, EnergyResult
 
 

@@ -1,8 +1,9 @@
 """The head of a report: question, answer, number, and the tables of results."""
 
+from asnn_goose.config.schema import SPIKING
 from asnn_goose.reporting.comparison import FinishedRun, comparison_sentences, with_interval
 from asnn_goose.reporting.markdown import integer, number, percent, quantity, table
-from asnn_goose.reporting.material import SPIKING, Material
+from asnn_goose.reporting.material import Material
 from asnn_goose.reporting.record import Result
 from asnn_goose.reporting.seeds import Comparison, interval_words
 

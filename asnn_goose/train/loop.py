@@ -13,6 +13,7 @@ from tqdm import tqdm
 from asnn_goose.data.loader import EvaluationSet
 from asnn_goose.errors import UserError
 from asnn_goose.evaluation.perplexity import Comparison, compare
+from asnn_goose.models.spiking import anneal
 from asnn_goose.reporting import RunFolder
 from asnn_goose.train import checkpoint
 from asnn_goose.train.checkpoint import Progress
@@ -114,6 +115,7 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
         UserError: a loss or the gradient is no longer finite; weights and checkpoints are as they were.
     """
     config, engine = setting.experiment.train, setting.engine
+    annealing = setting.experiment.student.annealing
     total = setting.context.total_steps
     module, optimisers, stages = setting.module, setting.optimisers, setting.stages
     started, session = progress.wall_seconds, time.monotonic()
@@ -169,6 +171,8 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
     def step() -> tuple[dict[str, float], int]:
         if stages is not None and stages.advance(progress.step):
             begin_stage()
+        if annealing is not None:
+            anneal(module.student, annealing.at(progress.step / total))
         begin, end = (0, total) if stages is None else stages.span()
         lr = set_learning_rates(optimisers.student, config, progress.step - begin, end - begin)
         batches = [next(setting.windows) for _ in range(config.accumulate)]

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from asnn_goose.cache import replacing
+from asnn_goose.config.schema import SPIKING
 from asnn_goose.errors import UserError
 from asnn_goose.evaluation.firing import measure_firing, spike_raster
 from asnn_goose.evaluation.ngram import fit_bigram, fit_unigram, perplexity
@@ -209,7 +210,7 @@ def continue_prompt(setting: Setting) -> Sample:
 
 def draw_raster(setting: Setting, folder: RunFolder) -> Raster | None:
     """One layer's spikes on the same opening words; none for a student without micro-steps."""
-    if setting.experiment.student.neuron.kind not in ("ternary", "binary"):
+    if setting.experiment.student.neuron.kind not in SPIKING:
         return None
     prompt = _prompt(setting)
     layer = (setting.experiment.student.layers + 1) // 2

@@ -139,7 +139,7 @@ class Distillation(nn.Module):
         hidden_NE = states_BLE[:, :-1].flatten(0, 1)
         logits = {name: weights[name] for name in self.names if name in LOGIT_TERMS}
         sums: dict[str, Tensor] = {}
-        for group in ([{name: weight} for name, weight in logits.items()] if apart else [logits]):
+        for group in [{name: weight} for name, weight in logits.items()] if apart else [logits]:
             if group:
                 sums |= self._of_logits(group, hidden_NE, input_ids, predicting, targets, adversarial)
         sums |= self._of_other_heads(hidden_NE, predicting, targets)

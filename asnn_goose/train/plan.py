@@ -93,6 +93,8 @@ def schedules(experiment: Experiment, step: int) -> dict[str, float]:
         found["temperature_lambda"] = adversary(config, step, total)
     elif config.temperature.mode == "fixed":
         found["temperature"] = scheduled
+    if experiment.student.annealing is not None:
+        found["spike_share"] = experiment.student.annealing.at(step / total).mix
     return {name: value for name, value in found.items() if name not in waiting}
 
 

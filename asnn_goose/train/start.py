@@ -17,10 +17,12 @@ from asnn_goose.errors import UserError
 from asnn_goose.losses import layer_map
 from asnn_goose.models import GooseForCausalLM, Teacher, build_student
 from asnn_goose.models.conversion import WINDOWS
+from asnn_goose.models.thresholds import fitting_thresholds
 from asnn_goose.train.engine import Engine
 from asnn_goose.train.progress import watch
 from asnn_goose.train.states import EVALUATION_BATCH, teacher_states
 from asnn_goose.train.teacher_targets import OnlineTargets, StoredTargets
+from asnn_goose.train.transfer import run_mixers
 from asnn_goose.train.transfer_store import Transferred, transferred
 
 _log = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ def start_student(
     # Again: students of one seed start alike, whatever projectors were drawn before them.
     torch.manual_seed(seed)
     student = build_student(settings, teacher, fit_BL, fit_BLE, layers)
+    if settings.neuron.sparsity is not None or settings.hidden_neuron.sparsity is not None:
+        set_thresholds(student, teacher, layers, fit_BL[:WINDOWS])
     transfer = None
     if settings.transfer is not None:
         stage_BL = first_windows(shard, window, seed, min(settings.transfer.tokens, most))
@@ -90,6 +94,17 @@ def start_student(
         except FloatingPointError as error:
             raise UserError(f"the first stage broke down: {error}") from error
     return Start(student, fit_BL.numel(), tuple(upcoming[:count]), transfer)
+
+
+@torch.no_grad()
+def set_thresholds(student: GooseForCausalLM, teacher: Teacher, layers: Sequence[int], ids_BL: Tensor) -> None:
+    """Thresholds from the currents that these windows cause; those of converted blocks, whose own chain is not yet
+    worth anything, from the teacher's stream."""
+    with fitting_thresholds(student):
+        if layers:
+            run_mixers(student, teacher, layers, ids_BL)
+        else:
+            student.model(ids_BL)
 
 
 def fit_states(teacher: Teacher, fit_BL: Tensor) -> Tensor:

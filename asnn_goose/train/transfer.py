@@ -7,7 +7,7 @@ Shapes: B windows, L tokens, C channels.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -80,21 +80,35 @@ def transfer_mixers(
     trained = [p for pair in mixers for mixer in pair for p in mixer if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     first = last = None
-    inputs = tuple(layer - 1 for layer in layers)
-    with reading(mixer_modules(teacher, layers)) as outputs:
-        for step, ids_BL in enumerate(watch(batches)):
-            _, stream = teacher.states_and_layers(ids_BL.to(teacher.model.device), inputs)
-            seen = [_Seen(stream[n - 1], outputs[f"{n} attention"], outputs[f"{n} mlp"]) for n in layers]
-            for group in optimiser.param_groups:
-                group["lr"] = config.lr * warmup_cosine(step, len(batches), config.warmup, config.lr_end)
-            last = _step(blocks, mixers, seen, engine)
-            first = first or last
-            optimiser.step()
-            optimiser.zero_grad()
+    for step, seen in enumerate(_passes(teacher, layers, watch(batches))):
+        for group in optimiser.param_groups:
+            group["lr"] = config.lr * warmup_cosine(step, len(batches), config.warmup, config.lr_end)
+        last = _step(blocks, mixers, seen, engine)
+        first = first or last
+        optimiser.step()
+        optimiser.zero_grad()
     assert first is not None and last is not None, "at least one batch"
     if not all(map(math.isfinite, (*last.time_mix, *last.channel_mix))):
         raise FloatingPointError("a mixer's error is not finite: lower student.transfer.lr")
     return first, last
+
+
+@torch.no_grad()
+def run_mixers(student: GooseForCausalLM, teacher: Teacher, layers: Sequence[int], ids_BL: Tensor) -> None:
+    """Every mixer once, on what the teacher's block ``layers[j]`` receives for these tokens."""
+    for block, parts in zip(student.model.blocks, next(_passes(teacher, layers, [ids_BL])), strict=True):
+        assert isinstance(block, GooseBlock)
+        block.time_mix(block.time_norm(parts.attention_in.float()))
+        block.channel_mix(block.channel_norm(parts.mlp_in.float()))
+
+
+def _passes(teacher: Teacher, layers: Sequence[int], batches: Iterable[Tensor]) -> Iterator[list[_Seen]]:
+    """What the teacher's blocks see and give, batch by batch."""
+    inputs = tuple(layer - 1 for layer in layers)
+    with reading(mixer_modules(teacher, layers)) as outputs:
+        for ids_BL in batches:
+            _, stream = teacher.states_and_layers(ids_BL.to(teacher.model.device), inputs)
+            yield [_Seen(stream[n - 1], outputs[f"{n} attention"], outputs[f"{n} mlp"]) for n in layers]
 
 
 def _mixers(block: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -88,4 +88,3 @@ def transferred(
         load_model(student.model.blocks, weights)
         stage = json.loads(record.read_text())
     return Transferred(stage["tokens"], stage["seconds"], Errors(**stage["first"]), Errors(**stage["last"]))
-

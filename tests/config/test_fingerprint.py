@@ -33,12 +33,13 @@ def other_value(value: Any, key: str) -> Any:
         case [first, *rest]:
             return [0.9 * first, *rest]
         case None:
-            return "x" if "text" in keys()[key].allowed else 3
+            return "x" if "text" in keys()[key].allowed else 0.5 if key.endswith(".sparsity") else 3
     raise TypeError(f"{key}: no other value for {value!r}")
 
 
 REQUIRED: dict[str, dict[str, float]] = {
     "losses": {"weight": 0.3}, "ramp": {"start": 1.5}, "stopping": {}, "curriculum": {}, "transfer": {},
+    "annealing": {},
 }  # fmt: skip
 """What a branch that is absent needs to exist, by the name of its parent or its own."""
 
@@ -53,6 +54,8 @@ def holding(experiment: Experiment, key: str) -> Experiment:
         inner, above = inner[part], part
     if key == "distillation.temperature.scope":
         inner["mode"] = "learned"
+    if key.endswith(".silence"):
+        inner["kind"] = "radix"
     if key.startswith("student.transfer."):
         tree["student"]["init"] = "layers"
     return Experiment.model_validate(tree)

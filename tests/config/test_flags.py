@@ -8,7 +8,7 @@ from asnn_goose.config import load_experiment
 from asnn_goose.config.flags import as_arguments, parse_flags, settable
 from asnn_goose.errors import UserError
 
-KINDS = "one of ternary, binary, quantised, dense"
+KINDS = "one of ternary, binary, integer, radix, quantised, dense"
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,8 @@ V = "configs/experiment/v.yaml"
         ("{parent: base, trian: {lr: 1}}", f"trian = .*({V}): no such key; .* has version, .*, train; .*mean train\\?"),
         (
             "{parent: base, student: {neuron: {kind: dens}}}",
-            f"student.neuron.kind = 'dens' ({V}): must be one of ternary, binary, quantised, dense; .*mean dense\\?",
+            f"student.neuron.kind = 'dens' ({V}): must be one of ternary, binary, integer, radix, quantised, dense; "
+            ".*mean dense\\?",
         ),
         ("{parent: base, train: {steps: 0}}", f"train.steps = 0 ({V}): must be a whole number above 0 or null"),
         ("{parent: base, student: [1]}", f"student = \\[1\\] ({V}): must be a mapping of keys to values"),
@@ -221,10 +222,12 @@ def test_question_and_change_are_not_inherited(tmp_path: Path):
 
 # Keys that another one constrains: a random value of one alone would be refused for the sake of the other.
 TEMPERATURE = ("mode", "scope", "init", "low", "high", "anchor", "lambda_start", "lambda_end", "ramp.start")
+NEURON = ("kind", "silence", "sparsity")
 CONSTRAINED = {"data.source", "data.path", "distillation.targets"}
 CONSTRAINED |= {f"distillation.temperature.{name}" for name in TEMPERATURE}
 CONSTRAINED |= {"distillation.balance.mode", "distillation.balance.low", "distillation.balance.high"}
 CONSTRAINED |= {"train.optimiser", "train.devices", "student.init", "student.width", "student.layer_map"}
+CONSTRAINED |= {f"student.{neuron}.{name}" for neuron in ("neuron", "hidden_neuron") for name in NEURON}
 CONSTRAINED |= {"student.channel_mix_width"} | {key for key in settable() if key.startswith("student.transfer.")}
 CONSTRAINED |= {key for key in settable() if key.startswith("distillation.curriculum.")}
 CONSTRAINED |= {key for key in settable() if key.endswith((".ramp.begin", ".ramp.end")) or "_relation." in key}

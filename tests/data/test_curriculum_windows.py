@@ -130,7 +130,6 @@ def test_tokens_of_windows_by_number():
     assert made().tokens([3, 0]).tolist() == [[9, 10, 11], [0, 1, 2]]
 
 
-
 def test_a_rank_outside_the_world_is_an_error():
     with pytest.raises(ValueError, match="rank 2"):
         made(rank=2, world_size=2)

@@ -39,6 +39,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "amplitude in the matrix": {"scale": "none", "threshold": 0.7},
     "amplitude per channel in the matrix": {"scale": "none", "learn_threshold": "channel", "threshold": 0.7},
     "amplitude per channel and token": {"learn_threshold": "channel"},
+    "counted at once": {"kind": "integer", "offset": 0.5},
+    "radix": {"kind": "radix", "offset": 0.5, "steps": 3},
+    "radix, amplitude in the matrix": {"kind": "radix", "scale": "none", "learn_threshold": "channel"},
     "whole numbers": {"kind": "quantised"},
     "dense": {"kind": "dense"},
 }
@@ -104,18 +107,25 @@ def _one_by_one(seen: _Seen, unrolled: bool) -> Counter:
         return done
     operands_TNC = _operands(seen)
     theta_C = np.broadcast_to(neuron.threshold.numpy(), weight_OC.shape[1:])
-    weight_OC = weight_OC * theta_C / neuron.steps  # made once: 1 / T and theta are part of the matrix
+    radix = neuron.kind == "radix"
+    levels = 2**neuron.steps - 1 if radix else neuron.steps
+    weight_OC = weight_OC * theta_C / levels  # made once: 1 / levels and theta are part of the matrix
     scale_N = np.ones(len(seen.x_NC))
     if neuron.settings["scale"] == "token":
         scale_N = np.abs(seen.x_NC.numpy()).mean(-1)
     counts_NC = operands_TNC.sum(0)
+    if radix:
+        counts_NC = sum(2**t * spikes_NC for t, spikes_NC in enumerate(operands_TNC[::-1]))
     for n, scale in enumerate(scale_N):
         y_O = [0.0] * len(weight_OC)
         for c, k in enumerate(counts_NC[n]) if not unrolled else []:
             for o in range(len(y_O)) if k else []:
                 y_O[o] += int(k) * weight_OC[o, c]
                 done["macs"] += 1
-        for spikes_NC in operands_TNC if unrolled else []:
+        for t, spikes_NC in enumerate(operands_TNC if unrolled else []):
+            for o in range(len(y_O)) if radix and t else []:
+                y_O[o] += y_O[o]
+                done["doublings"] += 1
             for c, k in enumerate(spikes_NC[n]):
                 for o in range(len(y_O)):
                     for _ in range(abs(int(k))):
@@ -148,6 +158,21 @@ def _membranes(neuron: Neuron, x_NC: Tensor) -> Counter:
             if settings["scale"] == "token":
                 x = x / scale
                 done["multiplications"] += 1
+            if neuron.kind == "radix":
+                unit = theta / (2**neuron.steps - 1)
+                v = abs(x)
+                if settings["offset"]:
+                    v += settings["offset"] * unit
+                    done["additions"] += 1
+                for t in range(neuron.steps):
+                    threshold = unit * 2 ** (neuron.steps - 1 - t)
+                    fires = v >= threshold
+                    done["additions"] += 1
+                    assert spikes_TNC[t, n, c] == (np.sign(x) if fires else 0.0)
+                    if fires:
+                        v -= threshold
+                        done["additions"] += 1
+                continue
             if settings["offset"]:
                 x += np.sign(x) * settings["offset"] * theta / neuron.steps
                 done["additions"] += 1
@@ -156,7 +181,7 @@ def _membranes(neuron: Neuron, x_NC: Tensor) -> Counter:
                     v *= leak
                     done["multiplications"] += 1
                 v += x
-                fires = (abs(v) if neuron.kind == "ternary" else v) >= theta
+                fires = (v if neuron.kind == "binary" else abs(v)) >= theta
                 done["additions"] += 2
                 assert spikes_TNC[t, n, c] == (np.sign(v) if fires else 0.0)
                 if fires and settings["reset"] == "soft":
@@ -186,6 +211,8 @@ def test_the_matrices_operations_are_those_of_the_loops_to_the_last(make_student
         by_spike, by_count = _one_by_one(one, unrolled=True), _one_by_one(one, unrolled=False)
         assert site.tokens == TOKENS and site.additions == by_spike["additions"]
         assert site.active * site.outputs == (0 if dense else by_count["macs"])
+        doublings = (site.steps - 1) * site.outputs * TOKENS if neuron.get("kind") == "radix" else 0
+        assert by_spike["doublings"] == doublings
         assert by_spike["gains"] == (site.gain_varies * site.outputs * TOKENS)
         unrolled, multiplied, gains = unrolled + by_spike, multiplied + by_count, gains + by_spike["gains"]
     operations = student_operations(student, sites)
@@ -207,6 +234,8 @@ def test_the_membranes_operations_are_those_of_the_loops_to_the_last(make_studen
     for site, one in zip(_measured(student), _watched(student), strict=True):
         done, counted = _membranes(one.linear.neuron, one.x_NC), neuron_operations(one.linear, site)
         gains = site.outputs * TOKENS if site.gain_varies else 0
+        if one.linear.neuron.kind == "radix":
+            done["additions"] += (site.steps - 1) * site.outputs * TOKENS  # doublings, checked with the products
         assert done["additions"] == pytest.approx(counted.additions * TOKENS, rel=1e-12)
         assert done["multiplications"] + gains == counted.multiplications * TOKENS
 

@@ -361,7 +361,7 @@ def test_a_teacher_that_cannot_be_taken_over_is_refused_in_one_sentence(make_tea
         _student(teacher, norm=teacher.final_norm_kind if what != "gemma2" else "rms")
     message = str(error.value)
     assert message.startswith("teacher 'tiny' cannot be converted layer by layer: ")
-    assert message.endswith("; set student.init to regression") and "\n" not in message and ". " not in message
+    assert message.endswith("; choose --student goose") and "\n" not in message and ". " not in message
     assert _hooks(teacher.model) == 0
 
 
@@ -378,7 +378,7 @@ def test_heads_of_another_size_are_refused(make_teacher):
         with pytest.raises(
             UserError,
             match=rf"teacher 'tiny' has 4 heads of 8 channels, and the student 32 channels in heads of {size}: set "
-            r"student\.head_size to 8 and student\.width to null, or student\.init to regression",
+            r"student\.head_size to 8 and student\.width to null, or choose --student goose",
         ):
             _student(teacher, head_size=size)
     with pytest.raises(UserError, match=r"student\.head_size 5 does not divide the width 32"):

@@ -1,0 +1,14 @@
+"""dense_twin: what do the spikes cost?
+
+Parent: v10. The one change: no neurons; every projection takes its current as it is.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from asnn_goose.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main("dense_twin"))
