@@ -41,6 +41,7 @@ NOT_NUMBERS = IDENTITY | {
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
+    "train.probe_tokens",
     "train.wandb",
 }
 """Keys that change no number: words, hardware, and how often something is looked at or saved."""

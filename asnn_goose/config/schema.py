@@ -239,6 +239,8 @@ class TrainConfig(Settings):
     """Evaluation budget on validation text."""
     test_tokens: PositiveInt = 65_536
     """Evaluation budget on test text, spent once, at the end."""
+    probe_tokens: NonNegativeInt = 4_096
+    """Tokens of test text on which probes ask, at the end, what the spikes tell of the teacher; 0: not asked."""
     wandb: Literal["auto", "offline", "online", "off"] = "auto"
     """Weights & Biases; auto: online for a user who is logged in, else offline."""
 

@@ -7,15 +7,14 @@ import numpy as np
 from asnn_goose.config.distillation import TemperatureConfig
 from asnn_goose.config.losses import BIASED, CUT
 from asnn_goose.config.schema import SPIKING, Experiment
+from asnn_goose.reporting.firing_bars import DEAD_BELOW, RATE_HIGH, RATE_LOW, SATURATED_BELOW, kept
 from asnn_goose.reporting.health import training_alarms
 from asnn_goose.reporting.markdown import number, percent
 from asnn_goose.reporting.metrics import Metrics, series
 from asnn_goose.reporting.record import Result
 
-# Bounds of a healthy student: a rate outside them is silence or noise, and a dead channel is a wasted one.
-RATE_LOW, RATE_HIGH = 0.02, 0.6
-DEAD_HIGH = 0.05
 OPERAND_LOW = 0.9
+"""Share of the mixers' products that are to have a spike operand."""
 
 
 def find_alarms(result: Result, metrics: Metrics, experiment: Experiment) -> list[str]:
@@ -87,11 +86,15 @@ def spike_alarms(result: Result) -> list[str]:
     spikes = result.spikes
     if spikes is None:
         return []
-    alarms = []
-    if not RATE_LOW <= spikes.rate <= RATE_HIGH:
+    alarms, healthy = [], kept(spikes)
+    if not healthy.rate:
         alarms.append(f"The mean firing rate is {number(spikes.rate)}, outside {RATE_LOW} to {RATE_HIGH}.")
-    if spikes.dead_fraction > DEAD_HIGH:
-        alarms.append(f"{percent(spikes.dead_fraction)} of the channels never spiked, more than {percent(DEAD_HIGH)}.")
+    if not healthy.dead:
+        dead = percent(spikes.dead_fraction)
+        alarms.append(f"{dead} of the channels never spiked, not less than {percent(DEAD_BELOW)}.")
+    if not healthy.saturated:
+        saturated = percent(spikes.saturated_fraction)
+        alarms.append(f"{saturated} of the channels spiked always, not less than {percent(SATURATED_BELOW)}.")
     if spikes.operand_fraction < OPERAND_LOW:
         alarms.append(
             f"{percent(spikes.operand_fraction)} of the mixer matrices' multiply-accumulates have a spike operand, "

@@ -9,15 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 
 from asnn_goose.errors import UserError
-
-
-class Record(BaseModel):
-    """Base of every record: immutable, and closed against unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from asnn_goose.reporting.information_record import InformationResult
+from asnn_goose.reporting.record_base import Record
 
 
 class TeacherResult(Record):
@@ -158,9 +154,9 @@ class EnergyResult(Record):
     """The student's arithmetic by kind."""
     picojoules: dict[str, float]
     """Assumed energy in picojoules by operation, in float32."""
-    teacher_by_kind: dict[str, EnergyKind] = {}
+    teacher_by_kind: dict[str, EnergyKind] = Field(default_factory=dict)
     """The teacher's arithmetic by kind."""
-    by_precision: dict[str, PrecisionEnergy] = {}
+    by_precision: dict[str, PrecisionEnergy] = Field(default_factory=dict)
     """Both models' energy in number formats other than float32."""
     student_counts_multiplied_joules_per_token: float | None = None
     """The student's energy in float32 if a count of spikes is one multiply-accumulate instead of as many additions."""
@@ -217,7 +213,7 @@ class Result(Record):
     """Training tokens."""
     wall_seconds: float
     """Duration in seconds, evaluation included."""
-    seconds_by_phase: dict[str, float] = {}
+    seconds_by_phase: dict[str, float] = Field(default_factory=dict)
     """Duration in seconds by phase, such as training or evaluation."""
     tokens_per_second: float
     """Training throughput."""
@@ -237,6 +233,8 @@ class Result(Record):
     baselines: Baselines
     spikes: SpikeResult | None = None
     """None for a dense student."""
+    information: InformationResult | None = None
+    """What the spikes tell of the teacher; None for a dense student, and where no budget was given to it."""
     energy: EnergyResult | None = None
     temperature_final: float | None = None
     """Softmax temperature of the distillation terms at the last step."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from asnn_goose.config.distillation import DistillationConfig
 from asnn_goose.errors import UserError
-from asnn_goose.reporting import health, sections, seeds, summary
+from asnn_goose.reporting import health, information_section, sections, seeds, summary
 from asnn_goose.reporting.alarms import find_alarms
 from asnn_goose.reporting.comparison import FinishedRun, find_parent, find_twins, finished_runs, load_run
 from asnn_goose.reporting.drawing import Curve
@@ -101,6 +101,7 @@ def render(material: Material) -> str:
             summary.results,
             sections.curves,
             sections.spikes,
+            information_section.carried,
             sections.energy,
             sections.cost,
             sections.sample,

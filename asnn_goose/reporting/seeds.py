@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from asnn_goose.reporting.comparison import FinishedRun, changed_settings, finished_runs, verdict
 from asnn_goose.reporting.markdown import integer, number, table
+from asnn_goose.reporting.statistics import one_sample, welch
 
 SeedVerdict = Literal["helps", "hurts", "no difference shown", "one pair only"]
 SeedGroup = tuple[FinishedRun, ...]
@@ -37,18 +37,20 @@ class MeanPerplexity:
 
 
 @dataclass(frozen=True)
-class PairedDelta:
+class Delta:
     """exp of the mean over seeds of log(test perplexity of a version / that of another)."""
 
     n: int
-    """Seeds that both were run with."""
+    """Seeds that both were run with; unpaired: runs of the version that has fewer."""
     ratio: float
     """Below 1 the version has the lower perplexity."""
     low: float | None
-    """Lower end of the 95 % t-interval, None with one pair."""
+    """Lower end of the 95 % t-interval, None where n is 1."""
     high: float | None
     p_value: float | None
-    """Two-sided paired t-test of a ratio of 1, None with one pair."""
+    """Two-sided t-test of a ratio of 1, None where n is 1."""
+    paired: bool = True
+    """Whether runs of one seed were compared with each other, or the means of all."""
 
     @property
     def verdict(self) -> SeedVerdict:
@@ -65,7 +67,7 @@ class Comparison:
     """The other version."""
     differing: tuple[str, ...]
     """Dotted keys of the settings that can change a number and differ."""
-    delta: PairedDelta
+    delta: Delta
 
 
 def seed_groups(runs: Iterable[FinishedRun]) -> list[SeedGroup]:
@@ -94,11 +96,11 @@ def mean_perplexity(runs: Iterable[FinishedRun]) -> MeanPerplexity:
     group = _only_group(runs)
     if not group:
         raise ValueError("mean_perplexity needs at least one run")
-    value, low, high, _ = _t_statistics(_logs(group))
+    value, low, high, _ = one_sample(_logs(group))
     return MeanPerplexity(len(group), value, low, high)
 
 
-def paired(version_runs: Iterable[FinishedRun], other_runs: Iterable[FinishedRun]) -> PairedDelta | None:
+def paired(version_runs: Iterable[FinishedRun], other_runs: Iterable[FinishedRun]) -> Delta | None:
     """Compare a version with another seed by seed, None where no pair is left.
 
     d_s = log perplexity of the version - log perplexity of the other, at seed s; interval of mean d +- t_0.975(n - 1)
@@ -111,33 +113,25 @@ def paired(version_runs: Iterable[FinishedRun], other_runs: Iterable[FinishedRun
     Raises:
         ValueError: runs of one version differ in more than their seed, or the two versions in their scale.
     """
-    mine, theirs = ({run.result.seed: run for run in _only_group(runs)} for runs in (version_runs, other_runs))
-    scales = {run.result.scale for run in (*mine.values(), *theirs.values())}
-    if len(scales) > 1:
-        raise ValueError(f"paired runs must be of one scale, not {' and '.join(sorted(scales))}")
-    pairs = [(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
+    mine, theirs = _of_one_scale(version_runs, other_runs)
+    by_seed = {run.result.seed: run for run in theirs}
+    pairs = [(run, by_seed[run.result.seed]) for run in mine if run.result.seed in by_seed]
     pairs = [pair for pair in pairs if verdict(*pair) != "not comparable"]
     if not pairs:
         return None
     versions, others = zip(*pairs, strict=True)
-    return PairedDelta(len(pairs), *_t_statistics(_logs(versions) - _logs(others)))
+    return Delta(len(pairs), *one_sample(_logs(versions) - _logs(others)))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment of m p-values, in the order given: max over j <= i of min(1, (m - j + 1) p_(j)).
+def unpaired(version_runs: Iterable[FinishedRun], other_runs: Iterable[FinishedRun]) -> Delta | None:
+    """Compare the means of two versions that have no seed in common (:func:`~asnn_goose.reporting.statistics.welch`).
 
-    Rejecting where the adjusted value is below alpha keeps the chance of any false rejection below alpha, whatever the
-    dependence between tests (Holm 1979).
-
-    Raises:
-        ValueError: a value outside [0, 1].
+    None where they were evaluated on different text. Arguments and errors are those of :func:`paired`.
     """
-    if bad := [p for p in p_values if not 0 <= p <= 1]:
-        raise ValueError(f"a p-value must be within [0, 1], not {bad[0]}")
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    scaled = (min(1.0, (len(order) - place) * p_values[i]) for place, i in enumerate(order))
-    adjusted = dict(zip(order, itertools.accumulate(scaled, max), strict=True))
-    return [adjusted[i] for i in range(len(p_values))]
+    mine, theirs = _of_one_scale(version_runs, other_runs)
+    if not mine or not theirs or verdict(mine[0], theirs[0]) == "not comparable":
+        return None
+    return Delta(min(len(mine), len(theirs)), *welch(_logs(mine), _logs(theirs)), paired=False)
 
 
 def nearest_group(group: SeedGroup, candidates: Iterable[SeedGroup]) -> SeedGroup | None:
@@ -201,7 +195,7 @@ def section(runs: Iterable[FinishedRun], lineage: Mapping[str, list[FinishedRun]
         interval = interval_words(mean.low, mean.high)
         means.append([_scale(group), label, tokens, str(mean.n), number(mean.value), interval])
         for against in compare(group, lineage):
-            delta, changed = against.delta, ", ".join(_branches(against.differing)) or "no settings"
+            delta, changed = against.delta, ", ".join(branches(against.differing)) or "no settings"
             cells = [str(delta.n), number(delta.ratio), interval_words(delta.low, delta.high), delta.verdict, changed]
             deltas.append([_scale(group), label, against.version, *cells])
     header = ["scale", "settings", "test tokens", "seeds", "test perplexity", "95 % interval"]
@@ -230,6 +224,14 @@ def interval_words(low: float | None, high: float | None) -> str:
     return f"{number(low)} to {number(high)}" if math.isfinite(high) else f"{number(low)} and above"
 
 
+def branches(keys: Collection[str]) -> list[str]:
+    """Dotted keys as code; several of one branch, such as distillation.curriculum, as that branch and a star."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        found.setdefault(".".join(key.split(".")[:2]), []).append(key)
+    return [f"`{below[0]}`" if len(below) == 1 else f"`{branch}.*`" for branch, below in found.items()]
+
+
 def _age(run: FinishedRun) -> tuple[Any, str]:
     return run.result.started, run.result.run_id
 
@@ -251,26 +253,18 @@ def _only_group(runs: Iterable[FinishedRun]) -> SeedGroup:
     return groups[0] if groups else ()
 
 
+def _of_one_scale(
+    version_runs: Iterable[FinishedRun], other_runs: Iterable[FinishedRun]
+) -> tuple[SeedGroup, SeedGroup]:
+    mine, theirs = _only_group(version_runs), _only_group(other_runs)
+    scales = {run.result.scale for run in (*mine, *theirs)}
+    if len(scales) > 1:
+        raise ValueError(f"runs to compare must be of one scale, not {' and '.join(sorted(scales))}")
+    return mine, theirs
+
+
 def _logs(runs: Iterable[FinishedRun]) -> np.ndarray:
     return np.log([run.result.student.test_ppl for run in runs])
-
-
-def _t_statistics(values_N: np.ndarray) -> tuple[float, float | None, float | None, float | None]:
-    """exp of the mean, exp of its interval's ends, and the p of a mean of 0; None for what takes two values."""
-    n, mean = len(values_N), float(values_N.mean())
-    if n == 1:
-        return _exp(mean), None, None, None
-    error = float(values_N.std(ddof=1)) / math.sqrt(n)
-    half = float(student_t.ppf(0.975, n - 1)) * error
-    # Values that are all equal leave t = mean / 0.
-    p_value = 2 * float(student_t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
-    return _exp(mean), _exp(mean - half), _exp(mean + half), p_value
-
-
-def _exp(value: float) -> float:
-    """exp, infinite where two seeds far apart make an interval that no float holds."""
-    with np.errstate(over="ignore"):
-        return float(np.exp(value))
 
 
 def _labels(groups: Sequence[SeedGroup]) -> list[str]:
@@ -284,11 +278,3 @@ def _labels(groups: Sequence[SeedGroup]) -> list[str]:
         )
         for changes in differing
     ]
-
-
-def _branches(keys: Collection[str]) -> list[str]:
-    """Dotted keys as code; several of one branch, such as distillation.curriculum, as that branch and a star."""
-    branches: dict[str, list[str]] = {}
-    for key in keys:
-        branches.setdefault(".".join(key.split(".")[:2]), []).append(key)
-    return [f"`{found[0]}`" if len(found) == 1 else f"`{branch}.*`" for branch, found in branches.items()]

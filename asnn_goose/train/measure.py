@@ -1,5 +1,6 @@
 """The end of a run: everything that is measured once, as a Result."""
 
+import logging
 import resource
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from asnn_goose.evaluation.perplexity import Comparison, arrays, bits_per_byte
 from asnn_goose.huggingface import quiet_transformers
 from asnn_goose.models import GooseForCausalLM
 from asnn_goose.reporting import Result, RunFolder
+from asnn_goose.reporting.information_record import InformationResult
 from asnn_goose.reporting.record import (
     Baselines,
     Evaluation,
@@ -29,8 +31,10 @@ from asnn_goose.reporting.record import (
 )
 from asnn_goose.train.checkpoint import Progress
 from asnn_goose.train.loop import evaluate, watch_teacher
-from asnn_goose.train.neuron_results import energy_result, spike_result
+from asnn_goose.train.neuron_results import energy_result, information_result, spike_result
 from asnn_goose.train.setting import Setting
+
+_log = logging.getLogger(__name__)
 
 PROMPT_TOKENS, NEW_TOKENS = 16, 40
 RASTER_SITE = "channel_key"
@@ -89,10 +93,13 @@ def measure(
     baselines = clock.time("baselines", lambda: count_baselines(setting, progress.tokens))
     sample = clock.time("sample", lambda: continue_prompt(setting))
     raster = clock.time("sample", lambda: draw_raster(setting, folder))
+    spiking = experiment.student.neuron.kind != "dense"
+    information, alarms = None, ()
+    if spiking and experiment.train.probe_tokens:
+        information, alarms = clock.time("probes", lambda: probe_spikes(setting))
     save_student(setting, folder)
     student_nll, teacher_nll = float(test.student_nll_W.sum()), float(test.teacher_nll_W.sum())
     low, high = test.interval()
-    spiking = experiment.student.neuron.kind != "dense"
     return Result(
         run_id=folder.run_id,
         version=experiment.version,
@@ -132,12 +139,24 @@ def measure(
         ),
         baselines=baselines,
         spikes=spike_result(sites) if spiking else None,
+        information=information,
         energy=energy_result(setting, sites),
         temperature_final=final_temperature(setting),
         sample=sample,
         raster=raster,
+        alarms=alarms,
         schedule_notes=(*transfer_notes(setting), *stage_notes(setting, progress), *stopping_notes(setting, progress)),
     )
+
+
+def probe_spikes(setting: Setting) -> tuple[InformationResult | None, tuple[str, ...]]:
+    """What the spikes tell of the teacher, or an alarm with the reason why it could not be measured."""
+    _log.info("probing what the spikes tell of the teacher")
+    try:
+        return information_result(setting), ()
+    except ValueError as error:
+        # A trained run is not to be lost for want of a few windows.
+        return None, (f"What the spikes carry was not measured: {error} (train.probe_tokens, train.test_tokens).",)
 
 
 def transfer_notes(setting: Setting) -> list[str]:

@@ -1,9 +1,17 @@
-"""Spikes and energy of a finished student, as the record holds them."""
+"""Spikes of a finished student, what they tell of the teacher, and energy, as the record holds them."""
+
+from dataclasses import asdict
 
 from asnn_goose.evaluation import energy
 from asnn_goose.evaluation.firing import SiteFiring, pooled
+from asnn_goose.evaluation.information import measure_information
+from asnn_goose.losses.layer_map import layer_map
+from asnn_goose.reporting.information_record import InformationResult
 from asnn_goose.reporting.record import EnergyKind, EnergyResult, PrecisionEnergy, SiteSpikes, SpikeResult
 from asnn_goose.train.setting import Setting
+
+PROBED_BLOCKS = 6
+"""Blocks whose spikes are probed, at most, evenly spread: what a run spends on it must not grow with its depth."""
 
 
 def spike_result(sites: list[SiteFiring]) -> SpikeResult:
@@ -28,6 +36,27 @@ def spike_result(sites: list[SiteFiring]) -> SpikeResult:
             for s in sites
         ),
     )
+
+
+def information_result(setting: Setting) -> InformationResult:
+    """What the spikes of some blocks tell of the teacher, on test text within the budget of train.probe_tokens.
+
+    Raises:
+        ValueError: the text within the budget is too little to measure it on.
+    """
+    experiment, module = setting.experiment, setting.module
+    depth = experiment.student.layers
+    with setting.engine.looking(module):
+        found = measure_information(
+            module.student,
+            setting.teacher,
+            setting.text.test.batches,
+            states=module.states,
+            blocks=layer_map(depth, min(PROBED_BLOCKS, depth)),
+            tokens=experiment.train.probe_tokens,
+            seed=experiment.seed,
+        )
+    return InformationResult.model_validate(asdict(found))
 
 
 def energy_result(setting: Setting, sites: list[SiteFiring]) -> EnergyResult:

@@ -13,7 +13,7 @@ RESOLUTION = dict.fromkeys(RESOLVED.values(), "x")
 
 
 def load(*argv: str) -> Experiment:
-    return load_experiment("v10", ["--scale", "smoke", *argv]).experiment
+    return load_experiment("v10", ["--scale", "smoke", "--student", "goose", *argv]).experiment
 
 
 def other_value(value: Any, key: str) -> Any:
@@ -85,7 +85,7 @@ def test_fingerprint_sees_each_key_or_leaves_it_out_on_purpose(key: str):
 def test_what_stays_out_is_written_down_twice():
     words = {"version", "parent", "question", "change", "train.scale"}
     looks = {"train.log_every", "train.eval_every", "train.checkpoint_every", "train.wandb", "train.device"}
-    looks |= {"train.monitor_gradients"}
+    looks |= {"train.monitor_gradients", "train.probe_tokens"}
     names = {"teacher.name", "student.tokenizer", "data.source", "data.name", "data.path", "data.text_field"}
     automatic = {"teacher.dtype", "train.precision", "student.wkv_backend"}
     automatic |= {"student.neuron.backend", "student.hidden_neuron.backend"}

@@ -1,4 +1,4 @@
-"""measure_information on tiny models beside matrices gathered one window at a time by other means, and the verdicts.
+"""measure_information on tiny models beside matrices gathered one window at a time by other means.
 
 Shapes: B windows, L positions, N measured tokens, C channels, E teacher channels, V vocabulary.
 """
@@ -11,13 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from asnn_goose.evaluation.firing import SITES, SiteFiring, measure_firing, projections
-from asnn_goose.evaluation.health import (
-    Information,
-    Verdict,
-    firing_verdicts,
-    measure_information,
-)
+from asnn_goose.evaluation.firing import SITES, projections
+from asnn_goose.evaluation.information import Information, measure_information
 from asnn_goose.evaluation.probes import Split, controlled_cka, probe_classes, probe_states
 from asnn_goose.losses import linear_cka
 from asnn_goose.models import GooseForCausalLM, Teacher
@@ -213,6 +208,14 @@ def test_all_sites_come_in_the_order_of_the_projections_and_alone_give_the_same(
     assert alone.sites == tuple(site for site in found.sites if site.site == "output")
 
 
+@pytest.mark.parametrize("blocks", [(2,), (1,)])
+def test_blocks_chosen_alone_give_the_same(student, teacher, blocks: tuple[int, ...]):
+    found = measure_information(student, teacher, batches())
+    alone = measure_information(student, teacher, batches(), blocks=blocks)
+    assert alone == replace(found, sites=tuple(site for site in found.sites if site.layer in blocks))
+    assert len(alone.sites) == 1
+
+
 def test_measuring_leaves_the_models_as_they_were(student, teacher):
     ids = batches()[0].input_ids
     with torch.no_grad():
@@ -246,6 +249,7 @@ def test_a_dense_twin_is_measured_by_its_currents(make_student, teacher):
         ({"tokens": 40}, "at least 4 windows, not 3"),
         ({"tokens": 0}, "at least 4 windows, not 0"),
         ({"sites": ("channel_key", "gate")}, "has no site 'gate': choose from .*channel_key, channel_value"),
+        ({"blocks": (1, 3)}, "has no block 3: choose from 1 to 2"),
         ({"strategy": "pkd_last"}, "strategy 'pkd_last' does not map every block of the student: use uniform"),
         ({"strategy": "tinybert"}, "needs 3 teacher layers to be divisible by 2"),
     ],
@@ -260,37 +264,3 @@ def test_the_steps_form_is_not_read(student, teacher):
     assert measure_information(student, teacher, batches()).sites
     with pytest.raises(ValueError, match="rate form"):
         measure_information(student, teacher, batches(), sites=("key",))
-
-
-def site_firing(make_student, **changes: float) -> SiteFiring:
-    student = make_student()
-    return replace(measure_firing(student, student.model, batches())[4], **changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "healthy"),
-    [
-        ({"dead_fraction": 0.0, "saturated_fraction": 0.0, "rate": 0.05}, (True, True, True)),
-        ({"dead_fraction": 0.0499, "saturated_fraction": 0.0999, "rate": 0.6}, (True, True, True)),
-        ({"dead_fraction": 0.05, "saturated_fraction": 0.0, "rate": 0.2}, (False, True, True)),
-        ({"dead_fraction": 0.0, "saturated_fraction": 0.1, "rate": 0.2}, (True, False, True)),
-        ({"dead_fraction": 0.0, "saturated_fraction": 0.0, "rate": 0.0499}, (True, True, False)),
-        ({"dead_fraction": 0.0, "saturated_fraction": 0.0, "rate": 0.6001}, (True, True, False)),
-    ],
-)
-def test_verdicts_at_their_bounds(make_student, changes: dict[str, float], healthy: tuple[bool, ...]):
-    verdicts = firing_verdicts([site_firing(make_student, **changes)])
-    assert verdicts == [
-        Verdict(1, "channel_key", "dead_fraction", changes["dead_fraction"], 0.0, 0.05, healthy[0]),
-        Verdict(1, "channel_key", "saturated_fraction", changes["saturated_fraction"], 0.0, 0.1, healthy[1]),
-        Verdict(1, "channel_key", "rate", changes["rate"], 0.05, 0.6, healthy[2]),
-    ]
-
-
-def test_a_verdict_for_each_population_that_was_measured(make_student):
-    student = make_student(neuron={"scale": "none", "threshold": 1e-3})
-    sites = measure_firing(student, student.model, batches())
-    verdicts = firing_verdicts(sites)
-    assert [(v.layer, v.site) for v in verdicts[::3]] == [(s.layer, s.site) for s in sites]
-    saturated = {v.quantity: v.healthy for v in verdicts if (v.layer, v.site) == (1, "channel_key")}
-    assert saturated == {"dead_fraction": True, "saturated_fraction": False, "rate": False}

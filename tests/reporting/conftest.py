@@ -100,6 +100,21 @@ def _result_tree() -> dict[str, Any]:
             "saturated_fraction": 0.0071,
             "per_layer": sites,
         },
+        "information": {
+            "windows": 17, "tokens": 4079, "held_out_tokens": 1019, "classes": 256, "coverage": 0.6549,
+            "majority": 0.1602,
+            "sites": [
+                {
+                    "layer": layer, "site": "receptance", "teacher_layer": 15 * layer,
+                    "cka": {"value": 0.2 + 0.1 * layer, "shuffled": -0.0003},
+                    "top1_accuracy": {"value": 0.25 + 0.05 * layer, "shuffled": 0.1534},
+                    "states_r2": {"value": 0.41 - 0.1 * layer, "shuffled": -0.0113},
+                    "binned_bits": {"value": 0.03 * layer, "shuffled": 0.0112},
+                    "binned_bias_bits": 0.0108 * layer,
+                }
+                for layer in (1, 2)
+            ],
+        },
         "energy": {
             "student_joules_per_token": 1.53e-4,
             "teacher_joules_per_token": 6.19e-4,

@@ -70,9 +70,10 @@ def test_an_unrelated_gradient_is_no_sign_error():
     ("changes", "told"),
     [
         ({}, None),
-        ({"spikes.rate": 0.019}, "firing rate is 0.01900"),
-        ({"spikes.rate": 0.61}, "outside 0.02 to 0.6"),
-        ({"spikes.dead_fraction": 0.051}, "5.1 % of the channels never spiked"),
+        ({"spikes.rate": 0.049}, "firing rate is 0.04900"),
+        ({"spikes.rate": 0.61}, "outside 0.05 to 0.6"),
+        ({"spikes.dead_fraction": 0.051}, "5.1 % of the channels never spiked, not less than 5.0 %."),
+        ({"spikes.saturated_fraction": 0.102}, "10.2 % of the channels spiked always, not less than 10.0 %."),
         ({"spikes.operand_fraction": 0.89}, "89.0 % of the mixer"),
         ({"spikes.per_layer.2.dead_fraction": 0.7}, "Layer 2, receptance: 70.0 %"),
     ],

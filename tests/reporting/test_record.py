@@ -79,6 +79,14 @@ def test_an_older_record_without_the_finer_counts_of_energy_loads(make_result, t
     assert energy.by_precision == energy.teacher_by_kind == {} and energy.by_kind["head"].additions is None
 
 
+def test_an_older_record_without_probes_loads(make_result, tmp_path):
+    tree = json.loads(make_result().model_dump_json())
+    assert tree.pop("information")["sites"][1]["states_r2"]["shuffled"] == -0.0113
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(tree))
+    assert load_result(path) == make_result({"information": None})
+
+
 def test_finite_numbers_pass(make_result):
     refuse_non_finite(make_result())
 

@@ -25,7 +25,10 @@ def written(make_run, tmp_path_factory):
     roots = root / "reports", root / "runs"
     parent = make_run(roots[1], BASE, {"student.test_ppl": 438.7})
     make_run(
-        roots[1], DENSE | {"train.lr": 0.001}, {"spikes": None, "student.test_ppl": 351.3, "raster": None}, hours=1
+        roots[1],
+        DENSE | {"train.lr": 0.001},
+        {"spikes": None, "information": None, "student.test_ppl": 351.3, "raster": None},
+        hours=1,
     )
     child = make_run(roots[1], {"train.lr": 0.001}, hours=2, overrides={"train.lr": 0.001})
     before = write_report(parent.path, *roots)
@@ -53,7 +56,8 @@ def test_everything_lies_beside_the_report(written):
 def test_sections_come_in_order(written):
     titles = [line[3:] for line in written[1].read_text().splitlines() if line.startswith("## ")]
     assert titles == [
-        "Result", "Curves", "Spikes", "Energy", "Cost", "A sample", "Alarms", "Configuration", "Provenance",
+        "Result", "Curves", "Spikes", "What the spikes carry", "Energy", "Cost", "A sample", "Alarms", "Configuration",
+        "Provenance",
     ]  # fmt: skip
 
 

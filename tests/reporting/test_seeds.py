@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import ttest_1samp, ttest_rel
+from scipy.stats import ttest_1samp, ttest_ind, ttest_rel
 
 from asnn_goose.reporting.comparison import FinishedRun
 from asnn_goose.reporting.material import Material
@@ -19,13 +19,13 @@ from asnn_goose.reporting.seeds import (
     ancestors,
     compare,
     group_of,
-    holm,
     mean_perplexity,
     nearest_group,
     paired,
     section,
     seed_groups,
 )
+from asnn_goose.reporting.statistics import holm, one_sample, welch
 from asnn_goose.reporting.summary import opening
 
 BASE = {"version": "base", "parent": None, "distillation.temperature.mode": "fixed"}
@@ -387,3 +387,13 @@ def test_holm_is_the_closed_test(p_values):
 def test_holm_refuses_what_is_no_probability(bad):
     with pytest.raises(ValueError, match=r"within \[0, 1\]"):
         holm([0.1, bad])
+
+
+def test_welch_is_scipys():
+    generator = np.random.default_rng(0)
+    mine, theirs = generator.normal(4.0, 0.3, 5), generator.normal(3.8, 0.1, 3)
+    found, wanted = welch(mine, theirs), ttest_ind(mine, theirs, equal_var=False)
+    p_value, interval = wanted[1], wanted.confidence_interval(0.95)
+    assert found == pytest.approx((math.exp(mine.mean() - theirs.mean()), *np.exp(interval), p_value), rel=1e-9)
+    assert welch(mine[:1], theirs)[1:] == (None, None, None)
+    assert one_sample(mine[:1])[1:] == (None, None, None)

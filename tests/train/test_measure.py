@@ -1,6 +1,7 @@
 """The numbers of a finished run, computed again from the files that it left."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asnn_goose.config import load_dump
+from asnn_goose.data.loader import Batch
 from asnn_goose.errors import UserError
+from asnn_goose.evaluation.information import measure_information
 from asnn_goose.reporting import Result, RunFolder, load_result, read_metrics
 from asnn_goose.train.checkpoint import NAME
-from asnn_goose.train.measure import Clock, continue_prompt, save_student
+from asnn_goose.train.measure import Clock, continue_prompt, measure, probe_spikes, save_student
 from asnn_goose.train.setting import prepare
 
 
@@ -117,6 +120,57 @@ def test_the_headline_energy_is_that_of_its_kinds_and_of_the_spikes_that_were_se
     assert list(energy.by_precision) == ["fp16", "int8", "int8_in_int32"]
     # At most four additions of 0.9 pJ for what one multiply-accumulate of 4.6 pJ would do.
     assert energy.student_counts_multiplied_joules_per_token > energy.student_joules_per_token
+
+
+def test_the_probes_are_those_of_the_saved_student_on_the_test_windows(tiny_run, result, setting):
+    student: Any = AutoModelForCausalLM.from_pretrained(tiny_run / "student").eval()
+    expected = measure_information(student, setting.teacher, setting.text.test.batches, tokens=256)
+    found = result.information
+    assert (found.windows, found.tokens, found.classes) == (expected.windows, expected.tokens, expected.classes)
+    assert [site.layer for site in found.sites] == [1, 2]
+    for ours, theirs in zip(found.sites, expected.sites, strict=True):
+        assert (ours.site, ours.teacher_layer) == (theirs.site, theirs.teacher_layer) == ("channel_key", ours.layer)
+        for name in ("cka", "top1_accuracy", "states_r2", "binned_bits"):
+            # Products of another shape round otherwise, in float32.
+            assert vars(getattr(ours, name)) == pytest.approx(vars(getattr(theirs, name)), abs=1e-3)
+    assert "## What the spikes carry" in (
+        tiny_run.parents[2] / "reports" / "v11_1" / tiny_run.name / "report.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_a_deep_student_is_probed_at_six_blocks_evenly_spread(monkeypatch, setting):
+    asked = {}
+
+    def measured(*_, **options):
+        asked.update(options)
+        raise ValueError("stop here")
+
+    monkeypatch.setattr("asnn_goose.train.neuron_results.measure_information", measured)
+    for depth, blocks in ((30, [5, 10, 15, 20, 25, 30]), (8, [1, 3, 4, 5, 7, 8]), (2, [1, 2])):
+        student = setting.experiment.student.model_copy(update={"layers": depth})
+        setting.experiment = setting.experiment.model_copy(update={"student": student})
+        probe_spikes(setting)
+        assert asked["blocks"] == blocks and asked["tokens"] == 1024
+
+
+@pytest.mark.parametrize(("changes", "spiking"), [
+    ({"train__probe_tokens": 0}, True),
+    ({"student__neuron__kind": "dense", "student__hidden_neuron__kind": "dense"}, False),
+])  # fmt: skip
+def test_without_a_budget_or_without_spikes_nothing_is_probed(start, tiny_experiment, changes, spiking):
+    session = start(tiny_experiment("v10", student="goose", train__steps=1, **changes)).train()
+    found = measure(session.setting, session.folder, session.progress, session.seen, Clock(), lambda: 1.0)
+    assert (found.spikes is not None) == spiking
+    assert found.information is None and found.alarms == () and "probes" not in found.seconds_by_phase
+
+
+def test_too_little_text_for_the_probes_is_an_alarm_and_no_end(setting):
+    first = setting.text.test.batches[0]
+    few = Batch(first.input_ids[:3], first.mask[:3])
+    setting.text.test = replace(setting.text.test, batches=(few,))
+    information, (alarm,) = probe_spikes(setting)
+    assert information is None
+    assert alarm.startswith("What the spikes carry was not measured: information is measured on at least 4 windows")
 
 
 def test_the_bigram_of_the_seen_tokens_knows_less_than_that_of_all_text(result):

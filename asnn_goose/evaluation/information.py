@@ -1,4 +1,4 @@
-"""Whether the student's neurons fire as neurons should, and how much their spikes tell of the teacher.
+"""How much the student's spikes tell of the teacher.
 
 Shapes: B windows, L positions, N measured tokens, C spike channels, E teacher channels, V vocabulary; D, S, K as in
 evaluation/probes.py.
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asnn_goose.evaluation.firing import SiteFiring, projections
+from asnn_goose.evaluation.firing import projections
 from asnn_goose.evaluation.probes import (
     Controlled,
     Split,
@@ -28,29 +28,10 @@ from asnn_goose.losses.alignment import token_mask
 from asnn_goose.losses.layer_map import layer_map
 from asnn_goose.models import GooseForCausalLM, Teacher
 
-DEAD_BELOW, SATURATED_BELOW = 0.05, 0.10
-"""Shares of channels that a healthy population stays below."""
-RATE_LOW, RATE_HIGH = 0.05, 0.6
-"""Firing rates of a healthy population; less is silence, more is no code of sparse events."""
-
 HELD_OUT = 0.25
 """Share of the windows that probes are tested on, and of the others, that their penalty is chosen on."""
 LOGIT_ROWS = 256
 """Tokens whose logits exist at one time."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One quantity of one population beside its bounds."""
-
-    layer: int
-    site: str
-    quantity: str
-    """A field of SiteFiring."""
-    value: float
-    low: float
-    high: float
-    healthy: bool
 
 
 @dataclass(frozen=True)
@@ -90,22 +71,6 @@ class Information:
     sites: tuple[SiteInformation, ...]
 
 
-def firing_verdicts(sites: Sequence[SiteFiring]) -> list[Verdict]:
-    """Dead channels below 5 %, saturated ones below 10 %, a rate within [0.05, 0.6]; three verdicts a population.
-
-    A dense neuron, which has no spikes, is told to be dead.
-    """
-    return [verdict for site in sites for verdict in _verdicts(site)]
-
-
-def _verdicts(site: SiteFiring) -> Iterator[Verdict]:
-    for quantity, bound in (("dead_fraction", DEAD_BELOW), ("saturated_fraction", SATURATED_BELOW)):
-        value = vars(site)[quantity]
-        yield Verdict(site.layer, site.site, quantity, value, 0.0, bound, value < bound)
-    healthy = RATE_LOW <= site.rate <= RATE_HIGH
-    yield Verdict(site.layer, site.site, "rate", site.rate, RATE_LOW, RATE_HIGH, healthy)
-
-
 @torch.no_grad()
 def measure_information(
     student: GooseForCausalLM,
@@ -114,6 +79,7 @@ def measure_information(
     *,
     states: Callable[[Tensor], object] | None = None,
     sites: Sequence[str] = ("channel_key",),
+    blocks: Sequence[int] | None = None,
     strategy: str = "uniform",
     tokens: int = 8192,
     classes: int = 256,
@@ -133,23 +99,28 @@ def measure_information(
         batches: with ``input_ids`` [B, L] and ``mask``, padding on the right.
         states: input_ids -> anything, by a forward pass of ``student``; None: its backbone.
         sites: populations of each block, by the names of evaluation/firing.py.
+        blocks: whose populations are measured, counted from 1; None: all.
         strategy: which teacher layer each block is compared with (losses/layer_map.py).
         tokens: of the text that are read, at most.
         classes: most tokens that the class probe tells apart.
         seed: of the controls and of CKA's minibatches.
 
     Raises:
-        ValueError: fewer than four windows; a site that the student lacks or that runs in the steps form; a strategy
-            that does not map every block; a part of the split in which no first choice of the teacher is a class;
-            held-out tokens with the same states.
+        ValueError: fewer than four windows; a site or block that the student lacks, a site that runs in the steps form;
+            a strategy that does not map every block; a part of the split in which no first choice of the teacher is a
+            class; held-out tokens with the same states.
     """
     windows = _take(batches, tokens)
     split, sizes = _split(windows)
-    theirs = layer_map(teacher.num_layers, student.config.num_hidden_layers, strategy)
-    if len(theirs) != student.config.num_hidden_layers:
+    depth = student.config.num_hidden_layers
+    theirs = layer_map(teacher.num_layers, depth, strategy)
+    if len(theirs) != depth:
         raise ValueError(f"strategy {strategy!r} does not map every block of the student: use uniform")
-    hidden, first_N = _read_teacher(teacher, windows, tuple(sorted(set(theirs))))
-    spikes = _read_student(student, states or student.model, windows, sites)
+    blocks = range(1, depth + 1) if blocks is None else blocks
+    if beyond := [block for block in blocks if not 1 <= block <= depth]:
+        raise ValueError(f"the student has no block {beyond[0]}: choose from 1 to {depth}")
+    hidden, first_N = _read_teacher(teacher, windows, tuple(sorted({theirs[block - 1] for block in blocks})))
+    spikes = _read_student(student, states or student.model, windows, sites, blocks)
 
     labels_N = _labels(first_N, split.fitted, classes)
     covered_N = labels_N >= 0
@@ -239,10 +210,11 @@ def _read_student(
     states: Callable[[Tensor], object],
     windows: Sequence[tuple[Tensor, Tensor]],
     sites: Sequence[str],
+    blocks: Sequence[int],
 ) -> dict[tuple[int, str], Tensor]:
     """(block from 1, site) -> mean spikes [N, C]."""
     kept: dict[tuple[int, str], list[Tensor]] = {}
-    with _watching(student, sites) as emitted:
+    with _watching(student, sites, blocks) as emitted:
         for input_ids, measured_BL in windows:
             states(input_ids.to(student.device))
             for place, spikes_BLC in emitted.items():
@@ -251,8 +223,10 @@ def _read_student(
 
 
 @contextmanager
-def _watching(student: GooseForCausalLM, sites: Sequence[str]) -> Iterator[dict[tuple[int, str], Tensor]]:
-    """A mapping that after a forward pass holds what the neurons of these sites emitted, [B, L, C]."""
+def _watching(
+    student: GooseForCausalLM, sites: Sequence[str], blocks: Sequence[int]
+) -> Iterator[dict[tuple[int, str], Tensor]]:
+    """A mapping that after a forward pass holds what the neurons of these sites and blocks emitted, [B, L, C]."""
     known = dict.fromkeys(site for _, site, _ in projections(student))
     if unknown := sorted(set(sites) - set(known)):
         raise ValueError(f"the student has no site {unknown[0]!r}: choose from {', '.join(known)}")
@@ -264,7 +238,7 @@ def _watching(student: GooseForCausalLM, sites: Sequence[str]) -> Iterator[dict[
 
         return hook
 
-    watched = [(layer, site, linear) for layer, site, linear in projections(student) if site in sites]
+    watched = [place for place in projections(student) if place[0] in blocks and place[1] in sites]
     if any(linear.form != "rate" for _, _, linear in watched):
         raise ValueError("spikes are read in the rate form: set form to rate on every SpikingLinear")
     hooks = [linear.neuron.register_forward_hook(keep((layer, site))) for layer, site, linear in watched]
