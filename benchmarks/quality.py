@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from asnn_goose.reporting.statistics import Estimate
-
 from asnn_goose.reporting.comparison import FinishedRun
 from asnn_goose.reporting.markdown import duration, integer, number, percent, table
 from asnn_goose.reporting.seeds import SeedGroup, interval_words
+from asnn_goose.reporting.statistics import Estimate
 from benchmarks import quality_runs as rules
 from benchmarks.measuring import RESULTS
 from benchmarks.quality_plots import draw

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from asnn_goose.reporting.statistics import Estimate, one_sample
 
 from asnn_goose.config.schema import SPIKING, DataConfig, TeacherConfig, TrainConfig
 from asnn_goose.reporting.comparison import NEURON, FinishedRun, changed_settings, load_run
 from asnn_goose.reporting.seeds import SeedGroup, seed_groups
+from asnn_goose.reporting.statistics import Estimate, one_sample
 
 TOKENS_154K = (153_600, 154_112)
 """Whole steps of 512 tokens next to 154,000."""

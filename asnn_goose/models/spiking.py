@@ -18,6 +18,8 @@ from asnn_goose.errors import UserError
 from asnn_goose.kernels.lif import lif, lif_rate
 from asnn_goose.kernels.lif.surrogate import DEFAULT_WIDTH
 
+COUNTED = ("integer", "radix", "quantised")
+"""Kinds that take a token's count at once, with a straight-through gradient."""
 SCALE_FLOOR = 1e-6
 """Smallest per-token scale: a token whose current is 0 everywhere stays 0 instead of becoming NaN."""
 
@@ -37,14 +39,17 @@ class SpikeStatistics:
 
 
 class _CountStraightThrough(torch.autograd.Function):
-    """k / N with k = sign(u) floor(N min(|u|, 1) + offset), 0 where |u| < silence; the gradient is [|u| <= 1]."""
+    """k / N with k = sign(u) floor(N min(|u|, 1) + offset), 0 where |u| < silence (None: nowhere); the gradient is
+    [|u| <= 1]."""
 
     @staticmethod
     def forward(ctx, u, levels, offset, silence):
         size = u.abs()
         ctx.save_for_backward(size <= 1.0)
         counts = torch.floor(size.clamp(max=1.0) * levels + offset)
-        return u.sign() * torch.where(size < silence, 0.0, counts) / levels
+        if silence is not None:
+            counts = torch.where(size < silence, 0.0, counts)
+        return u.sign() * counts / levels
 
     @staticmethod
     def backward(ctx, *grad_outputs):
@@ -89,8 +94,9 @@ class Neuron(nn.Module):
         self.kind, self.steps = settings["kind"], settings["steps"]
         self.annealed = Annealed()
         """Of training steps; in eval mode the neuron is as configured."""
-        self.silence: Tensor
-        self.register_buffer("silence", torch.tensor(settings["silence"]))
+        self.silence: Tensor | None
+        silenced = self.kind in COUNTED and (settings["silence"] > 0.0 or settings["sparsity"] is not None)
+        self.register_buffer("silence", torch.tensor(settings["silence"]) if silenced else None)
         shape = {"fixed": (), "layer": (), "channel": (channels,)}
         spiking = self.kind in ("ternary", "binary")
         log_threshold = torch.full(shape[settings["learn_threshold"]], math.log(settings["threshold"]))
@@ -142,10 +148,6 @@ class Neuron(nn.Module):
         """theta times the token's scale, broadcastable against x."""
         return self.threshold * self.scale(x)
 
-    @property
-    def _offset(self) -> float:
-        return 0.5 if self.kind == "quantised" else self.settings["offset"]
-
     def _with_offset(self, u: Tensor, steps: int) -> Tensor:
         """The current in units of theta, with the offset's share of each micro-step."""
         offset = self.settings["offset"]
@@ -170,8 +172,8 @@ class Neuron(nn.Module):
         steps = self.steps + more
         gain = self.gain(x) if factor == 1.0 else self.gain(x) * factor
         u = x / gain
-        if self.kind in ("integer", "radix", "quantised"):
-            s = _CountStraightThrough.apply(u, _levels(self.kind, steps), self._offset, self.silence / self.threshold)
+        if self.kind in COUNTED:
+            s = self._counted(u, steps)
         else:
             s = lif_rate(self._with_offset(u, steps), steps, **self._dynamics(width))
         if mix < 1.0:
@@ -186,23 +188,22 @@ class Neuron(nn.Module):
         gain = self.gain(x)
         u = x / gain
         if self.kind == "radix":
-            spikes = self._digits(u)
+            s = self._counted(u, self.steps)
+            spikes = s.sign() * _digits((s.abs() * self.levels).round(), self.steps)
         else:
-            heard = u if self.kind != "integer" else torch.where(u.abs() < self.silence / self.threshold, 0.0, u)
+            heard = u if self.silence is None else torch.where(u.abs() < self.silence / self.threshold, 0.0, u)
             spikes = lif(self._with_offset(heard, self.steps).expand(self.steps, *x.shape), **self._dynamics())[0]
         if self._recorded is not None:
             self._record(_weighted(self.weights, spikes.detach()))
         return spikes, gain
 
-    def _digits(self, u: Tensor) -> Tensor:
-        """Micro-steps [T, ..., C] of a radix neuron."""
-        v = torch.floor(u.abs().clamp(max=1.0) * self.levels + self._offset)
-        v = torch.where(u.abs() < self.silence / self.threshold, 0.0, v)
-        fired = []
-        for t in reversed(range(self.steps)):
-            fired.append((v >= 2**t).to(v.dtype))
-            v = v - 2**t * fired[-1]
-        return u.sign() * torch.stack(fired)
+    def _counted(self, u: Tensor, steps: int) -> Tensor:
+        """Mean spike of the kinds that count a token's spikes at once."""
+        offset = 0.5 if self.kind == "quantised" else self.settings["offset"]
+        silence = None if self.silence is None else self.silence / self.threshold
+        s = _CountStraightThrough.apply(u, _levels(self.kind, steps), offset, silence)
+        assert isinstance(s, Tensor)
+        return s
 
     def start_recording(self) -> None:
         """Count spikes from now on (see :meth:`stop_recording`)."""
@@ -213,15 +214,10 @@ class Neuron(nn.Module):
         # Sums of small whole numbers are exact in floating point, and several times faster than in int64.
         counts = (s.reshape(-1, self.channels).abs() * self.levels).round()
         full = (counts == self.levels).to(counts.dtype)
-        new = torch.stack([self._spikes_of(counts).sum(0), counts.sign().sum(0), full.sum(0)])
+        spikes = _digits(counts, self.steps).sum(0) if self.kind == "radix" else counts
+        new = torch.stack([spikes.sum(0), counts.sign().sum(0), full.sum(0)])
         self._recorded[:3] += new.to(torch.int64).cpu()
         self._recorded[3] += counts.shape[0]
-
-    def _spikes_of(self, counts: Tensor) -> Tensor:
-        """Number of spikes that a count is made of: itself, or its binary digits' sum."""
-        if self.kind != "radix":
-            return counts
-        return sum(torch.floor(counts / 2**t) % 2 for t in range(self.steps))  # pyright: ignore[reportReturnType]
 
     def stop_recording(self) -> SpikeStatistics:
         """Counts since :meth:`start_recording`."""
@@ -233,6 +229,11 @@ class Neuron(nn.Module):
 
 def _levels(kind: str, steps: int) -> int:
     return 2**steps - 1 if kind == "radix" else steps
+
+
+def _digits(counts: Tensor, steps: int) -> Tensor:
+    """Binary digits [T, ...] of whole numbers below 2^T, the greatest weight first, in their dtype."""
+    return torch.stack([torch.floor(counts / 2**t) % 2 for t in reversed(range(steps))])
 
 
 def _weighted(weights: Sequence[float], steps_T: Tensor) -> Tensor:

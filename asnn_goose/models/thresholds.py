@@ -44,7 +44,7 @@ def fitting_thresholds(model: nn.Module) -> Iterator[None]:
     def fit(neuron: Neuron, arguments: tuple[Tensor, ...]) -> None:
         with torch.no_grad():
             x = arguments[0].float()
-            if neuron.kind in ("ternary", "binary"):
+            if neuron.silence is None:
                 neuron.log_threshold.fill_(threshold_for(neuron, x)).log_()
             else:
                 neuron.silence.fill_(silence_for(neuron, x))

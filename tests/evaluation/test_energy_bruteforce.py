@@ -115,7 +115,7 @@ def _one_by_one(seen: _Seen, unrolled: bool) -> Counter:
         scale_N = np.abs(seen.x_NC.numpy()).mean(-1)
     counts_NC = operands_TNC.sum(0)
     if radix:
-        counts_NC = sum(2**t * spikes_NC for t, spikes_NC in enumerate(operands_TNC[::-1]))
+        counts_NC = np.tensordot(2 ** np.arange(neuron.steps)[::-1], operands_TNC, 1)
     for n, scale in enumerate(scale_N):
         y_O = [0.0] * len(weight_OC)
         for c, k in enumerate(counts_NC[n]) if not unrolled else []:

@@ -45,7 +45,7 @@ def test_radix_spikes_are_those_of_a_membrane_whose_threshold_halves(steps, offs
     scale_N = x_NC.abs().mean(-1).numpy()
     wanted = np.zeros((steps, N, C))
     for n, c in np.ndindex(N, C):
-        u = x_NC[n, c].item() / scale_N[n] / neuron.threshold.item()
+        u = x_NC[n, c].item() / float(scale_N[n]) / neuron.threshold.item()
         wanted[:, n, c] = _radix_spikes(u, steps, offset, silence / 2.0)
     assert 0.0 < (wanted != 0).mean() < 1.0
     neuron.start_recording()
