@@ -1,0 +1,225 @@
+"""The student as a classifier: RWKV-7 blocks that read a text both ways, or once, and classifiers at several depths.
+
+Shapes: B texts, L tokens, C channels, V classes, I classifiers before the deepest one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.utils.generic import ModelOutput
+
+from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.goose import GooseModel, GoosePreTrainedModel, make_norm
+
+READINGS = ("bidirectional", "last")
+
+
+class GooseClassifierConfig(GooseConfig):
+    """Configuration of a spiking RWKV-7 classifier.
+
+    Args:
+        reading: bidirectional: every block reads the text forwards and backwards, and the classifier sees the mean of
+            the tokens' states. last: every block reads it forwards, and the classifier sees the last token's state.
+        exits: blocks, counted from 1 and below the last, behind which a further classifier stands.
+        keywords: those of :class:`GooseConfig`, and num_labels or id2label.
+    """
+
+    model_type = "asnn_goose_classifier"
+
+    def __init__(self, reading: str = "bidirectional", exits: Sequence[int] = (), **keywords):
+        # A language model's configuration, read as a classifier's, brings its own.
+        super().__init__(**{key: value for key, value in keywords.items() if key != "model_type"})
+        if reading not in READINGS:
+            raise ValueError(f"reading must be {' or '.join(READINGS)}, not {reading!r}")
+        if list(exits) != sorted(set(exits)) or not set(exits) <= set(range(1, self.num_hidden_layers)):
+            raise ValueError(
+                f"exits must rise within 1..{self.num_hidden_layers - 1}, the blocks before the last, not {list(exits)}"
+            )
+        self.reading, self.exits = reading, list(exits)
+
+
+@dataclass
+class GooseClassifierOutput(ModelOutput):
+    """What a pass gives. States are block outputs, computed from spikes that are averaged over their micro-steps."""
+
+    loss: Tensor | None = None
+    """Cross-entropy of the deepest classifier in nats, mean over the texts, where labels were given."""
+    logits: Tensor | None = None
+    """[B, V] of the deepest classifier."""
+    exit_logits: Tensor | None = None
+    """[B, I, V] of the classifiers before it, in the order of ``config.exits``; None without exits."""
+    pooled: Tensor | None = None
+    """[B, I + 1, C] that each classifier saw, the deepest one's last."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """[B, L, C]: the embedding's output and every block's, the last before the norm; padded places hold anything."""
+
+
+class EarlyExit(NamedTuple):
+    """Predictions of texts that each went only as deep as was needed."""
+
+    logits_BV: Tensor
+    depth_B: Tensor
+    """int64: blocks that each text went through."""
+
+    @property
+    def mean_depth(self) -> float:
+        """In blocks."""
+        return self.depth_B.double().mean().item()
+
+
+class BothWays(nn.Module):
+    """m forward + (1 - m) backward, one m per channel of a block.
+
+    The block is the same in both directions, so that with one m for all channels a text and its reversal would give the
+    same mean state. At the start even channels hold what was read forwards and odd ones what was read backwards, as if
+    two narrower networks stood side by side.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.forward_share_C = nn.Parameter(torch.empty(channels))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.forward_share_C)
+        nn.init.ones_(self.forward_share_C[::2])
+
+    def forward(self, forward_BLC: Tensor, backward_BLC: Tensor) -> Tensor:
+        return torch.lerp(backward_BLC, forward_BLC, self.forward_share_C.to(forward_BLC.dtype))
+
+
+class GooseForSequenceClassification(GoosePreTrainedModel):
+    """A classifier of texts. A plain :class:`GooseConfig` gives one that reads both ways, without further exits.
+
+    The blocks are the language model's, so a saved language model can be read as the start of one.
+    """
+
+    config_class = GooseClassifierConfig
+    _is_stateful = False
+
+    def __init__(self, config: GooseConfig):
+        if not isinstance(config, GooseClassifierConfig):
+            config = GooseClassifierConfig(**config.to_dict())
+        super().__init__(config)
+        self.model = GooseModel(config)
+        blocks = range(config.num_hidden_layers if config.reading == "bidirectional" else 0)
+        self.both_ways = nn.ModuleList(BothWays(config.hidden_size) for _ in blocks)
+        self.exit_norms = nn.ModuleList(make_norm(config, config.hidden_size) for _ in config.exits)
+        self.num_labels: int = config.num_labels or 0
+        self.classifiers = nn.ModuleList(
+            nn.Linear(config.hidden_size, self.num_labels) for _ in range(len(config.exits) + 1)
+        )
+        self.post_init()
+
+    def _init_weights(self, module):
+        if isinstance(module, BothWays):
+            module.reset_parameters()
+        elif isinstance(module, nn.RMSNorm | nn.LayerNorm):
+            nn.init.ones_(module.get_parameter("weight"))
+            if isinstance(module, nn.LayerNorm):
+                nn.init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self):
+        return self.model.embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.model.embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        **_,
+    ) -> GooseClassifierOutput:
+        """Class logits of every text.
+
+        Args:
+            input_ids: [B, L].
+            attention_mask: [B, L], 0 on padding, which may stand at either end of a text; None: every place is text.
+            labels: int64 [B].
+        """
+        mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        h_BLC, v_first = self._embedded(input_ids), None
+        hidden, logits, pooled = [h_BLC], [], []
+        for layer in range(1, self.config.num_hidden_layers + 1):
+            h_BLC, v_first = self._block(layer, h_BLC, mask_BL, v_first)
+            hidden.append(h_BLC)
+            if layer in self.places:
+                pooled.append(self._pooled(self.places[layer], h_BLC, mask_BL))
+                logits.append(self.classifiers[self.places[layer]](pooled[-1]))
+        loss = None if labels is None else F.cross_entropy(logits[-1].float(), labels)
+        return GooseClassifierOutput(
+            loss=loss,
+            logits=logits[-1],
+            exit_logits=torch.stack(logits[:-1], 1) if self.config.exits else None,
+            pooled=torch.stack(pooled, 1),
+            hidden_states=tuple(hidden) if output_hidden_states else None,
+        )
+
+    @torch.no_grad()
+    def early_exit(self, input_ids: Tensor, attention_mask: Tensor | None = None, confidence: float = 0.9) -> EarlyExit:
+        """Class logits of the first classifier that is sure of a text: its largest probability is >= ``confidence``.
+
+        Texts that have left cost no further block. The deepest classifier answers for those that nobody was sure of.
+        """
+        mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        h_BLC, v_first = self._embedded(input_ids), None
+        logits_BV = h_BLC.new_zeros(len(input_ids), self.num_labels)
+        depth_B = torch.full((len(input_ids),), self.config.num_hidden_layers, device=input_ids.device)
+        left = torch.arange(len(input_ids), device=input_ids.device)
+        for layer in range(1, self.config.num_hidden_layers + 1):
+            h_BLC, v_first = self._block(layer, h_BLC, mask_BL, v_first)
+            if layer not in self.places:
+                continue
+            found_BV = self.classifiers[self.places[layer]](self._pooled(self.places[layer], h_BLC, mask_BL))
+            logits_BV[left] = found_BV.to(logits_BV.dtype)
+            depth_B[left] = layer
+            unsure_B = found_BV.float().softmax(-1).amax(-1) < confidence
+            if not unsure_B.any():
+                break
+            left, h_BLC, mask_BL = left[unsure_B], h_BLC[unsure_B], mask_BL[unsure_B]
+            v_first = v_first[unsure_B.repeat(len(v_first) // len(unsure_B))]
+        return EarlyExit(logits_BV, depth_B)
+
+    @property
+    def places(self) -> dict[int, int]:
+        """Block, counted from 1 -> number of the classifier behind it."""
+        return {layer: place for place, layer in enumerate([*self.config.exits, self.config.num_hidden_layers])}
+
+    def _embedded(self, input_ids: Tensor) -> Tensor:
+        h_BLC = self.model.embedding_norm(self.model.embeddings(input_ids))
+        return h_BLC if self.model.widen is None else self.model.widen(h_BLC).to(h_BLC.dtype)
+
+    def _block(self, layer: int, h_BLC: Tensor, mask_BL: Tensor, v_first: Tensor | None) -> tuple[Tensor, Any]:
+        """The stream behind a block, and the first block's values; those of the backward reading follow the others'."""
+        keep_BL1, block = mask_BL[..., None].to(h_BLC.dtype), self.model.blocks[layer - 1]
+        if self.config.reading == "last":
+            h_BLC, _, v_first = block(h_BLC, keep_BL1, None, v_first)
+            return h_BLC, v_first
+        both = torch.cat([h_BLC, h_BLC.flip(1)]), torch.cat([keep_BL1, keep_BL1.flip(1)])
+        both, _, v_first = block(*both, None, v_first)
+        forward_BLC, backward_BLC = both.chunk(2)
+        return self.both_ways[layer - 1](forward_BLC, backward_BLC.flip(1)), v_first
+
+    def _pooled(self, place: int, h_BLC: Tensor, mask_BL: Tensor) -> Tensor:
+        """[B, C]: mean over a text's tokens, or the state of its last one."""
+        norm = self.exit_norms[place] if place < len(self.exit_norms) else self.model.norm
+        if self.config.reading == "last":
+            last_B = (mask_BL * torch.arange(1, mask_BL.shape[1] + 1, device=mask_BL.device)).argmax(1)
+            return norm(h_BLC[torch.arange(len(h_BLC), device=h_BLC.device), last_B])
+        states_BLC = norm(h_BLC) * mask_BL[..., None].to(h_BLC.dtype)
+        return states_BLC.sum(1) / mask_BL.sum(1, keepdim=True).clamp_min(1).to(h_BLC.dtype)
+
+
+AutoConfig.register(GooseClassifierConfig.model_type, GooseClassifierConfig)
+AutoModelForSequenceClassification.register(GooseClassifierConfig, GooseForSequenceClassification)
