@@ -93,8 +93,8 @@ class TransferConfig(Settings):
 class StudentConfig(Settings):
     """The spiking RWKV-7 student."""
 
-    layers: PositiveInt = 6
-    """Number of blocks."""
+    layers: PositiveInt | None = 6
+    """Number of blocks; None: as many as the teacher has."""
     width: PositiveInt | None = None
     """Channels of the residual stream; None: the teacher's. Another width factorises embedding and head."""
     head_size: PositiveInt = 64

@@ -59,7 +59,7 @@ def build_student(
         embedding_size=teacher.hidden_size,
         embedding_projection=settings.init == "regression",
         hidden_size=width,
-        num_hidden_layers=settings.layers,
+        num_hidden_layers=settings.layers or teacher.num_layers,
         head_size=settings.head_size,
         channel_mix_size=hidden,
         time_mix="converted" if converted else "goose",

@@ -42,6 +42,8 @@ class StudentResult(Record):
     """Test cross-entropy in bits per UTF-8 byte of the text."""
     parameters: int
     """Number of parameters, embedding and head included (tied ones once)."""
+    blocks: int | None = None
+    """Number of blocks."""
     trained_parameters: int | None = None
     """Number of parameters that the optimiser moved."""
     test_ppl_low: float | None = None

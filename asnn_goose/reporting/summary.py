@@ -79,7 +79,8 @@ def _seed_sentence(material: Material, against: Comparison) -> str:
 
 def _student_words(run: FinishedRun) -> str:
     student = run.experiment.student
-    blocks = f"{student.layers} RWKV-7 block{'s' if student.layers > 1 else ''}"
+    count = run.result.student.blocks or student.layers
+    blocks = f"{count} RWKV-7 block{'' if count == 1 else 's'}"
     if run.neuron_kind in SPIKING:
         steps = f"{student.neuron.steps} micro-step{'s' if student.neuron.steps > 1 else ''} per token"
         return f"the spiking student ({blocks}, {run.neuron_kind} neurons, {steps})"

@@ -126,6 +126,7 @@ def measure(
             val_ppl=validation.student_ppl,
             bits_per_byte=bits_per_byte(student_nll, text.test.predicted_bytes),
             parameters=sum(p.numel() for p in student.parameters()),
+            blocks=student.config.num_hidden_layers,
             trained_parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
             test_ppl_low=low,
             test_ppl_high=high,
@@ -232,7 +233,7 @@ def draw_raster(setting: Setting, folder: RunFolder) -> Raster | None:
     if setting.experiment.student.neuron.kind not in SPIKING:
         return None
     prompt = _prompt(setting)
-    layer = (setting.experiment.student.layers + 1) // 2
+    layer = (setting.module.student.config.num_hidden_layers + 1) // 2
     with setting.engine.autocast():
         spikes = spike_raster(setting.module.student, prompt, layer, RASTER_SITE)
     tokens = [_decode(setting, token) for token in prompt[0].split(1)]

@@ -45,7 +45,7 @@ def information_result(setting: Setting) -> InformationResult:
         ValueError: the text within the budget is too little to measure it on.
     """
     experiment, module = setting.experiment, setting.module
-    depth = experiment.student.layers
+    depth = module.student.config.num_hidden_layers
     with setting.engine.looking(module):
         found = measure_information(
             module.student,

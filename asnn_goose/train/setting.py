@@ -127,7 +127,8 @@ def prepare(experiment: Experiment) -> Setting:
     )
     total = train.total_steps(data.window)
     width = experiment.student.width or teacher.hidden_size
-    shapes = Shape(experiment.student.layers, width), Shape(teacher.num_layers, teacher.hidden_size)
+    depth = experiment.student.layers or teacher.num_layers
+    shapes = Shape(depth, width), Shape(teacher.num_layers, teacher.hidden_size)
     torch.manual_seed(experiment.seed)
     features = feature_terms(experiment.distillation.losses, *shapes)
     upcoming = windows.upcoming(total * train.batch_size * train.accumulate * train.devices)

@@ -74,7 +74,7 @@ def start_student(
     if settings.init == "layers":
         count = len(fit_BL[:WINDOWS])
         try:
-            layers = layer_map(teacher.num_layers, settings.layers, settings.layer_map)
+            layers = layer_map(teacher.num_layers, settings.layers or teacher.num_layers, settings.layer_map)
         except ValueError as error:
             raise UserError(f"student.layer_map: {error}") from None
     # Again: students of one seed start alike, whatever projectors were drawn before them.

@@ -206,7 +206,7 @@ def test_wrong_files(tmp_path: Path, text: str, sentence: str):
 
 def test_a_wrong_group_file_is_blamed_for_its_own_value(tmp_path: Path):
     root = write(tmp_path, FILES | {"student/small": "{layers: -2}"})
-    expected = "student.layers = -2 (configs/student/small.yaml): must be a whole number above 0"
+    expected = "student.layers = -2 (configs/student/small.yaml): must be a whole number above 0 or null"
     assert complaint(root, "binary") == expected
 
 

@@ -410,3 +410,9 @@ def test_widths_of_ones_own_are_refused():
 def test_another_norm_than_the_teachers_is_refused(make_teacher):
     with pytest.raises(UserError, match=r"student\.norm is 'layer' and the teacher's final norm is 'rms': set"):
         _student(_teacher(make_teacher), norm="layer")
+
+
+def test_without_a_number_of_blocks_there_are_as_many_as_the_teacher_has(make_teacher):
+    teacher = _teacher(make_teacher, num_hidden_layers=3)
+    student = build_student(_settings(layers=None), teacher, _text(), layers=(1, 2, 3))
+    assert len(_blocks(student)) == teacher.num_layers == 3
