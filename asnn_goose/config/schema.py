@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from asnn_goose.config.annealing import AnnealingConfig
 from asnn_goose.config.distillation import DistillationConfig
 from asnn_goose.config.losses import LayerMap
+from asnn_goose.config.neuron import NeuronConfig
 from asnn_goose.config.settings import Settings
 
 SPIKING = ("ternary", "binary", "integer", "radix")
@@ -21,58 +22,6 @@ class TeacherConfig(Settings):
     """Name of an asset, a folder with a saved model, or a model id of the hub."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Dtype of the teacher's weights and activations; auto: bfloat16 where the processor multiplies it natively."""
-
-
-class NeuronConfig(Settings):
-    """The neuron in front of every projection (kernels/lif)."""
-
-    kind: Literal["ternary", "binary", "integer", "radix", "quantised", "dense"] = "ternary"
-    """ternary {-1,0,1} and binary {0,1} spike at each micro-step; integer counts a token's ternary spikes at once, with
-    a straight-through gradient; radix does so with spikes that weigh half as much from one micro-step to the next;
-    quantised rounds to integer's levels without a membrane; dense passes the current on."""
-    steps: PositiveInt = 4
-    """T: micro-steps per token, all with the same input current."""
-    threshold: PositiveFloat = 2.5
-    """theta at the start, in units of the scaled current."""
-    sparsity: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """Share of zero operands to start with, set site by site from training text: by theta in ternary and binary
-    neurons, by silence in the others; None: as threshold and silence say."""
-    silence: NonNegativeFloat = 0.0
-    """Scaled currents smaller than this cause no spike at all (kinds integer, radix and quantised)."""
-    decay: float = Field(default=1.0, ge=0.0, le=1.0)
-    """beta at the start: share of the membrane that survives one micro-step."""
-    learn_threshold: Literal["fixed", "layer", "channel"] = "layer"
-    """Whether theta trains, and whether one value serves a layer's site or each of its channels has its own."""
-    learn_decay: Literal["fixed", "layer", "channel"] = "fixed"
-    """The same for beta."""
-    offset: float = Field(default=0.0, ge=0.0, le=0.5)
-    """Charge that joins the current in its own direction, as a share of theta, spread over the micro-steps. With decay
-    1 and a soft reset, 0 rounds the current towards 0, and 0.5 to the nearest level."""
-    reset: Literal["soft", "hard"] = "soft"
-    """After a spike: subtract theta (soft) or return to 0 (hard)."""
-    detach_reset: bool = True
-    """Whether the gradient ignores the path through the reset."""
-    surrogate: Literal["atan", "triangle", "sigmoid", "superspike", "rectangle"] = "atan"
-    """Shape of the derivative that stands in for the spike's, as a function of (|v| - theta)."""
-    width: PositiveFloat | None = None
-    """Width of the surrogate in units of theta; None: the shape's own default."""
-    scale: Literal["none", "token"] = "token"
-    """token: divide a token's current by its mean |x| over channels, and multiply the spikes' product back."""
-    backend: Literal["auto", "numba", "triton", "reference", "spikingjelly", "snntorch"] = "auto"
-    """Form of ternary and binary neurons; auto: numba on the CPU, triton on CUDA. The last two put another library's
-    binary neuron in the place of ours."""
-
-    @model_validator(mode="after")
-    def _kind_has_what_is_set(self):
-        if self.silence and self.kind in ("ternary", "binary", "dense"):
-            raise ValueError(f"silence {self.silence} is not for kind {self.kind}: set it to 0, or kind to radix")
-        without_leak = self.decay == 1.0 and self.learn_decay == "fixed" and self.reset == "soft"
-        if self.kind in ("integer", "radix") and not without_leak:
-            raise ValueError(
-                f"kind {self.kind} counts the spikes of a membrane without leak, not decay {self.decay}, learn_decay "
-                f"{self.learn_decay}, reset {self.reset}: set these to 1, fixed and soft, or kind to ternary"
-            )
-        return self
 
 
 class TransferConfig(Settings):
@@ -186,6 +135,8 @@ class TrainConfig(Settings):
     """Length of the run in training tokens; rounded down to whole optimiser steps."""
     steps: PositiveInt | None = None
     """Length of the run in optimiser steps, instead of tokens."""
+    length: PositiveFloat = 1.0
+    """Length of the run as a multiple of what tokens or steps say."""
     batch_size: PositiveInt = 4
     """Windows per micro-batch and process."""
     accumulate: PositiveInt = 1
@@ -249,8 +200,14 @@ class TrainConfig(Settings):
         return self.batch_size * self.accumulate * self.devices * window
 
     def total_steps(self, window: int) -> int:
-        """Optimiser steps of the whole run, all processes together."""
-        return self.steps or max(1, self.tokens // self.step_tokens(window))
+        """Optimiser steps of the whole run, all processes together, at least 1.
+
+        round(length * steps), or round(length * tokens) // step_tokens where steps is None. Rounded first, since
+        0.29 * 100 is 28.999999999999996 in float64.
+        """
+        if self.steps is not None:
+            return max(1, round(self.length * self.steps))
+        return max(1, round(self.length * self.tokens) // self.step_tokens(window))
 
 
 class Experiment(Settings):

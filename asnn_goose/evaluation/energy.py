@@ -5,7 +5,7 @@ An operation is done where its operand asks for one:
     analog operand       a multiply-accumulate per weight that it meets
     spike in {-1, 0, 1}  an addition (of a weight or its negative) per weight, and nothing where it is 0
     count k of spikes    unrolled into micro-steps an addition per spike and weight, the headline's way: |k| of them,
-                         or as many as k has binary digits 1 where micro-steps weigh 2^(T-1-t); or, as a
+                         or as many as k has digits other than 0 where micro-steps weigh 2^t or 3^t; or, as a
                          small whole number, one multiply-accumulate per weight where k is not 0 (``unrolled=False``)
     gain of a neuron     a multiplication per output if it differs from token to token; else the matrix holds it
 
@@ -143,15 +143,16 @@ def neuron_operations(linear: SpikingLinear, site: SiteFiring) -> Operations:
     With a gain that differs from token to token: C additions for the mean |x|, C divisions of the current, and one
     multiplication per output. At each of T micro-steps a membrane adds its current and compares, and it decays where it
     leaks; an offset is one addition, and a soft reset one per spike. A radix neuron is charged once, and what its
-    spikes have added up to is doubled between micro-steps, an addition per output. The rounding of a quantised neuron
-    is not counted.
+    spikes have added up to is doubled or tripled between micro-steps, one or two additions per output. The rounding of
+    a quantised neuron is not counted.
     """
     settings, C, steps = linear.neuron.settings, site.channels, site.steps
     additions, multiplications = (C, C + site.outputs) if site.gain_varies else (0, 0)
     if linear.neuron.kind not in ("dense", "quantised"):
         leaks = settings["decay"] < 1.0 or settings["learn_decay"] != "fixed"
         multiplications += steps * C if leaks else 0
-        charges = (steps - 1) * site.outputs if linear.neuron.kind == "radix" else steps * C
+        radix = linear.neuron.kind == "radix"
+        charges = (steps - 1) * (settings["base"] - 1) * site.outputs if radix else steps * C
         additions += steps * C + charges + (C if settings["offset"] else 0)
         additions += site.spikes / site.tokens if settings["reset"] == "soft" else 0
     return Operations(additions=float(additions), multiplications=float(multiplications))
@@ -242,6 +243,7 @@ def student_traffic(student: GooseForCausalLM, bytes_per_weight: int = 2) -> dic
     }
     weights["norms_and_gates"] = _weights_read(student) - sum(weights.values())
     state = config.num_hidden_layers * (config.hidden_size * config.head_size + 2 * config.hidden_size)
+    state += sum(linear.neuron.channels for linear in linears if linear.neuron.along_tokens)
     traffic = {name: float(count * bytes_per_weight) for name, count in weights.items()}
     return traffic | {"state_products": float(2 * state * 4)}
 

@@ -38,7 +38,7 @@ class SiteFiring:
     rate: float
     """Share of (token, channel, micro-step) that spike."""
     zero_fraction: float
-    """Share of (token, channel) without any spike."""
+    """Share of (token, channel) whose spikes add up to 0."""
     dead_fraction: float
     """Share of channels that never spiked."""
     saturated_fraction: float
@@ -53,7 +53,7 @@ class SiteFiring:
     tokens: int
     """Tokens seen, padding among them."""
     spikes: int
-    """Over tokens, channels and micro-steps, less those that another sign takes back."""
+    """Over tokens, channels and micro-steps."""
     active: int
     """Tokens x channels whose operand is a count other than 0."""
     analog: int

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asnn_goose.models.spiking import SpikingLinear
+from asnn_goose.models.spiking import Membranes, SpikingLinear
 
 
 def shifted(x_BLC: Tensor, previous_BC: Tensor | None) -> Tensor:
@@ -40,13 +40,15 @@ class ChannelMix(nn.Module):
         nn.init.orthogonal_(self.key.weight)
         nn.init.zeros_(self.value.weight)
 
-    def forward(self, x_BLC: Tensor, previous_BC: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_BLC: Tensor, previous_BC: Tensor | None = None, membranes: Membranes | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(output_BLC, last token's input_BC, the ``previous_BC`` of the next call)."""
         current_BLC = torch.lerp(x_BLC, shifted(x_BLC, previous_BC), self.mix_C)
-        hidden_BLF = self.key(current_BLC)
+        hidden_BLF = self.key(current_BLC, membranes)
         if self.gated:
             gate_BLF, up_BLF = hidden_BLF.chunk(2, -1)
             hidden_BLF = F.silu(gate_BLF) * up_BLF
         else:
             hidden_BLF = torch.relu(hidden_BLF) ** 2
-        return self.value(hidden_BLF), x_BLC[:, -1]
+        return self.value(hidden_BLF, membranes), x_BLC[:, -1]

@@ -13,6 +13,7 @@ from transformers.utils.generic import ModelOutput
 
 from asnn_goose.models.channel_mix import ChannelMix
 from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.spiking import Membranes, Neuron
 from asnn_goose.models.time_mix import TimeMix, TimeMixState
 
 
@@ -21,6 +22,8 @@ class LayerState(NamedTuple):
 
     time_mix: TimeMixState
     channel_mix_BC: Tensor
+    membranes_BC: tuple[Tensor, ...] = ()
+    """Of the neurons whose membrane lives on, in the order in which the block has them; C those of each."""
 
 
 @dataclass
@@ -57,13 +60,17 @@ class GooseBlock(nn.Module):
         self.channel_norm, self.channel_mix = make_norm(config, config.hidden_size), ChannelMix(config, layer)
 
     def forward(self, h_BLC, keep_BL1, state: LayerState | None, v_first_BLC):
+        living_on = [module for module in self.modules() if isinstance(module, Neuron) and module.along_tokens]
+        membranes = Membranes(keep_BL1, {} if state is None else dict(zip(living_on, state.membranes_BC, strict=True)))
         # A padded position whose input is 0 neither writes to a state that is still 0 nor is seen by the next token.
         x_BLC = self.time_norm(h_BLC) if keep_BL1 is None else self.time_norm(h_BLC) * keep_BL1
-        out_BLC, time_state, v_first_BLC = self.time_mix(x_BLC, None if state is None else state.time_mix, v_first_BLC)
+        time_state = None if state is None else state.time_mix
+        out_BLC, time_state, v_first_BLC = self.time_mix(x_BLC, time_state, v_first_BLC, membranes)
         h_BLC = h_BLC + out_BLC.to(h_BLC.dtype)
         x_BLC = self.channel_norm(h_BLC) if keep_BL1 is None else self.channel_norm(h_BLC) * keep_BL1
-        out_BLC, channel_BC = self.channel_mix(x_BLC, None if state is None else state.channel_mix_BC)
-        return h_BLC + out_BLC.to(h_BLC.dtype), LayerState(time_state, channel_BC), v_first_BLC
+        out_BLC, channel_BC = self.channel_mix(x_BLC, None if state is None else state.channel_mix_BC, membranes)
+        membranes_BC = tuple(membranes.after[neuron] for neuron in living_on)
+        return h_BLC + out_BLC.to(h_BLC.dtype), LayerState(time_state, channel_BC, membranes_BC), v_first_BLC
 
 
 class GoosePreTrainedModel(PreTrainedModel):
@@ -181,7 +188,11 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
     def _reorder_cache(self, state: list[LayerState], beams: Tensor) -> list[LayerState]:
         """The states of the beams that beam search goes on with."""
         return [
-            LayerState(TimeMixState(*(part[beams] for part in layer.time_mix)), layer.channel_mix_BC[beams])
+            LayerState(
+                TimeMixState(*(part[beams] for part in layer.time_mix)),
+                layer.channel_mix_BC[beams],
+                tuple(v_BC[beams] for v_BC in layer.membranes_BC),
+            )
             for layer in state
         ]
 

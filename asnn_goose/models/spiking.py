@@ -1,11 +1,10 @@
 """The neuron in front of a weight matrix, and the product that takes its spikes.
 
-Shapes: ... any, C channels, T micro-steps.
+Shapes: ... any, B batch, L tokens, C channels, T micro-steps.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from asnn_goose.config.schema import SPIKING
 from asnn_goose.errors import UserError
 from asnn_goose.kernels.lif import lif, lif_rate
 from asnn_goose.kernels.lif.surrogate import DEFAULT_WIDTH
+from asnn_goose.models.counts import CountStraightThrough, SpikeStatistics, digits, levels, weighted
 
 COUNTED = ("integer", "radix", "quantised")
 """Kinds that take a token's count at once, with a straight-through gradient."""
@@ -24,36 +24,14 @@ SCALE_FLOOR = 1e-6
 """Smallest per-token scale: a token whose current is 0 everywhere stays 0 instead of becoming NaN."""
 
 
-@dataclass(frozen=True)
-class SpikeStatistics:
-    """Counts over everything a neuron has emitted since recording began; all tensors are [C], int64."""
+@dataclass
+class Membranes:
+    """What the neurons of a block carry from token to token through one call, where ``membrane`` is ``sequence``."""
 
-    values: int
-    """Tokens."""
-    spikes_C: Tensor
-    """Spikes over tokens and micro-steps."""
-    nonzero_C: Tensor
-    """Tokens on which the channel fired at least once."""
-    full_C: Tensor
-    """Tokens on which the channel fired at every micro-step."""
-
-
-class _CountStraightThrough(torch.autograd.Function):
-    """k / N with k = sign(u) floor(N min(|u|, 1) + offset), 0 where |u| < silence (None: nowhere); the gradient is
-    [|u| <= 1]."""
-
-    @staticmethod
-    def forward(ctx, u, levels, offset, silence):
-        size = u.abs()
-        ctx.save_for_backward(size <= 1.0)
-        counts = torch.floor(size.clamp(max=1.0) * levels + offset)
-        if silence is not None:
-            counts = torch.where(size < silence, 0.0, counts)
-        return u.sign() * counts / levels
-
-    @staticmethod
-    def backward(ctx, *grad_outputs):
-        return grad_outputs[0] * ctx.saved_tensors[0], None, None, None
+    keep_BL1: Tensor | None = None
+    """0 on padding, which has no current; None: there is none."""
+    after: dict["Neuron", Tensor] = field(default_factory=dict)
+    """Neuron -> membrane behind the last token that it saw; one that is missing starts at 0."""
 
 
 class Neuron(nn.Module):
@@ -70,15 +48,27 @@ class Neuron(nn.Module):
     dead zone. kind ``integer`` takes the count of these ternary spikes at once, with a gradient of 1 within the range
     and 0 beyond (I-LIF, arXiv 2407.20708), and unfolds it into the same spikes at inference.
 
-    kind ``radix`` is charged once, with N |x| / gain, and halves its threshold from micro-step to micro-step, and the
-    weight of a spike with it (radix encoding, arXiv 2105.06943):
+    kind ``radix`` is charged once, with N |x| / gain, and the weight of a spike falls from micro-step to micro-step by
+    ``base``, and the threshold with it (radix encoding, arXiv 2105.06943):
 
-        v_0 = floor(N min(|x| / gain, 1) + offset),   s_t = sign(x) [v_t >= w_t],   v_t <- v_t - w_t |s_t|,
-        w_t = 2^(T-1-t),   s = sum_t w_t s_t / N,   N = 2^T - 1
+        v_0 = N min(|x| / gain, 1) + offset,   w_t = base^(T-1-t),   N = sum_t w_t,   s = sum_t w_t s_t / N
 
-    so that T ternary spikes tell 2N + 1 levels apart. kind ``quantised`` rounds to the nearest of 2T + 1 levels, with
+        base 2:  s_t = sign(x) [v_t >= w_t],                      v_{t+1} = v_t - w_t |s_t|
+        base 3:  s_t = sign(x) sign(v_t) [|v_t| >= w_t / 2],      v_{t+1} = v_t - w_t sign(x) s_t
+
+    so that T ternary spikes tell 2N + 1 levels apart: 31 at T = 4 with base 2, and all 81 = 3^4 that there are with
+    base 3, whose later spikes can take back what the earlier were too much (balanced ternary digits), so that it rounds
+    to the nearest without an offset. kind ``quantised`` rounds to the nearest of 2T + 1 levels, with
     the gradient of ``integer``, and is no count of spikes; kind ``dense`` returns the current itself. ``silence`` holds
     back the spikes of currents that are small beside the token's mean |x|, whatever theta.
+
+    With ``membrane: sequence`` the membrane of a ternary or binary neuron is charged afresh at the first token alone,
+    and the T micro-steps of a token start from what those of the token before left:
+
+        v_{l,0} = v_{l-1,T} (0 for l = 0),    s_l = lif(x_l / gain_l over T micro-steps, from v_{l,0}).mean
+
+    It is in units of theta times the scale of the token that is being read: with ``scale: token`` what one token leaves
+    is worth gain_l in the next, whatever gain_{l-1} was.
 
     Args:
         channels: C.
@@ -91,7 +81,8 @@ class Neuron(nn.Module):
     def __init__(self, channels: int, settings: dict[str, Any]):
         super().__init__()
         self.channels, self.settings = channels, settings
-        self.kind, self.steps = settings["kind"], settings["steps"]
+        self.kind, self.steps, self.base = settings["kind"], settings["steps"], settings["base"]
+        self.along_tokens = settings["membrane"] == "sequence"
         self.annealed = Annealed()
         """Of training steps; in eval mode the neuron is as configured."""
         self.silence: Tensor | None
@@ -119,13 +110,13 @@ class Neuron(nn.Module):
     @property
     def levels(self) -> int:
         """N: operands are k / N, |k| <= N."""
-        return _levels(self.kind, self.steps)
+        return levels(self.kind, self.steps, self.base)
 
     @property
     def weights(self) -> list[float]:
         """Share of each micro-step's spike in s; their sum is 1."""
         if self.kind == "radix":
-            return [2**t / self.levels for t in reversed(range(self.steps))]
+            return [self.base**t / self.levels for t in reversed(range(self.steps))]
         return [1.0 / self.steps] * self.steps
 
     @property
@@ -160,10 +151,20 @@ class Neuron(nn.Module):
         kind = "binary" if self.kind == "binary" else "ternary"
         return dynamics | {"threshold": 1.0, "decay": self.decay, "kind": kind}
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _from_token_to_token(self, u: Tensor, steps: int, width: float, membranes: Membranes | None) -> Tensor:
+        """Spikes [T, ..., L, C] of one membrane over the L T micro-steps of currents [..., L, C] in units of theta."""
+        membranes = Membranes() if membranes is None else membranes
+        if membranes.keep_BL1 is not None:
+            u = u * membranes.keep_BL1
+        currents = u.movedim(-2, 0).repeat_interleave(steps, 0)
+        spikes, membranes.after[self] = lif(currents, v0=membranes.after.get(self), **self._dynamics(width))
+        return spikes.unflatten(0, (-1, steps)).movedim(0, -2)
+
+    def forward(self, x: Tensor, membranes: Membranes | None = None) -> tuple[Tensor, Tensor | None]:
         """(s, gain): mean spike in [-1, 1] and the factor that turns it back into units of x; float32 or float64.
 
-        A dense neuron gives the current itself and None.
+        A dense neuron gives the current itself and None. ``membranes`` is read and written by neurons whose membrane
+        lives on; they take x [..., L, C], and start at 0 without it.
         """
         x = x if x.dtype == torch.float64 else x.float()
         if self.kind == "dense":
@@ -171,37 +172,43 @@ class Neuron(nn.Module):
         mix, factor, width, more = self.annealed if self.training else Annealed()
         steps = self.steps + more
         gain = self.gain(x) if factor == 1.0 else self.gain(x) * factor
-        u = x / gain
+        u, spikes = x / gain, None
         if self.kind in COUNTED:
             s = self._counted(u, steps)
+        elif self.along_tokens:
+            spikes = self._from_token_to_token(u, steps, width, membranes)
+            s = spikes.sum(0) / steps
         else:
             s = lif_rate(self._with_offset(u, steps), steps, **self._dynamics(width))
         if mix < 1.0:
             s = mix * s + (1.0 - mix) * u
         if self._recorded is not None:
-            self._record(s.detach())
+            self._record(s.detach(), spikes)
         return s, gain
 
-    def spikes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spikes(self, x: Tensor, membranes: Membranes | None = None) -> tuple[Tensor, Tensor]:
         """(spikes [T, ..., C] in {-1, 0, 1}, gain): the micro-steps one by one."""
         x = x if x.dtype == torch.float64 else x.float()
         gain = self.gain(x)
         u = x / gain
         if self.kind == "radix":
             s = self._counted(u, self.steps)
-            spikes = s.sign() * _digits((s.abs() * self.levels).round(), self.steps)
+            spikes = s.sign() * digits((s.abs() * self.levels).round(), self.steps, self.base)
+        elif self.along_tokens:
+            spikes = self._from_token_to_token(u, self.steps, 1.0, membranes)
         else:
             heard = u if self.silence is None else torch.where(u.abs() < self.silence / self.threshold, 0.0, u)
             spikes = lif(self._with_offset(heard, self.steps).expand(self.steps, *x.shape), **self._dynamics())[0]
         if self._recorded is not None:
-            self._record(_weighted(self.weights, spikes.detach()))
+            self._record(weighted(self.weights, spikes.detach()), spikes)
         return spikes, gain
 
     def _counted(self, u: Tensor, steps: int) -> Tensor:
         """Mean spike of the kinds that count a token's spikes at once."""
-        offset = 0.5 if self.kind == "quantised" else self.settings["offset"]
+        rounds = self.kind == "quantised" or (self.kind == "radix" and self.base == 3)
+        offset = 0.5 if rounds else self.settings["offset"]
         silence = None if self.silence is None else self.silence / self.threshold
-        s = _CountStraightThrough.apply(u, _levels(self.kind, steps), offset, silence)
+        s = CountStraightThrough.apply(u, levels(self.kind, steps, self.base), offset, silence)
         assert isinstance(s, Tensor)
         return s
 
@@ -209,13 +216,18 @@ class Neuron(nn.Module):
         """Count spikes from now on (see :meth:`stop_recording`)."""
         self._recorded = torch.zeros(4, self.channels, dtype=torch.int64)
 
-    def _record(self, s: Tensor) -> None:
+    def _record(self, s: Tensor, spikes: Tensor | None) -> None:
+        """``spikes`` [T, ..., C] where they are known: a membrane that lives on can fire both ways in one token."""
         assert self._recorded is not None
         # Sums of small whole numbers are exact in floating point, and several times faster than in int64.
         counts = (s.reshape(-1, self.channels).abs() * self.levels).round()
-        full = (counts == self.levels).to(counts.dtype)
-        spikes = _digits(counts, self.steps).sum(0) if self.kind == "radix" else counts
-        new = torch.stack([spikes.sum(0), counts.sign().sum(0), full.sum(0)])
+        if spikes is not None:
+            fired = spikes.detach().abs().sum(0).reshape(-1, self.channels)
+        elif self.kind == "radix":
+            fired = digits(counts, self.steps, self.base).abs().sum(0)
+        else:
+            fired = counts
+        new = torch.stack([fired.sum(0), counts.sign().sum(0), (fired == self.steps).to(counts.dtype).sum(0)])
         self._recorded[:3] += new.to(torch.int64).cpu()
         self._recorded[3] += counts.shape[0]
 
@@ -225,21 +237,6 @@ class Neuron(nn.Module):
         spikes_C, nonzero_C, full_C, tokens_C = self._recorded.unbind(0)
         self._recorded = None
         return SpikeStatistics(int(tokens_C[0]), spikes_C, nonzero_C, full_C)
-
-
-def _levels(kind: str, steps: int) -> int:
-    return 2**steps - 1 if kind == "radix" else steps
-
-
-def _digits(counts: Tensor, steps: int) -> Tensor:
-    """Binary digits [T, ...] of whole numbers below 2^T, the greatest weight first, in their dtype."""
-    return torch.stack([torch.floor(counts / 2**t) % 2 for t in reversed(range(steps))])
-
-
-def _weighted(weights: Sequence[float], steps_T: Tensor) -> Tensor:
-    """sum_t w_t x_t, in the dtype of x even under autocast, which would make a tensor product bfloat16."""
-    weights_T = steps_T.new_tensor(weights)
-    return (steps_T * weights_T.view(-1, *[1] * (steps_T.ndim - 1))).sum(0)
 
 
 def anneal(model: nn.Module, annealed: Annealed) -> None:
@@ -263,11 +260,11 @@ class SpikingLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.form = "rate"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, membranes: Membranes | None = None) -> Tensor:
         if self.form == "steps" and self.neuron.kind in SPIKING:
-            spikes, gain = self.neuron.spikes(x)
-            return _weighted(self.neuron.weights, self._product(spikes, gain))
-        s, gain = self.neuron(x)
+            spikes, gain = self.neuron.spikes(x, membranes)
+            return weighted(self.neuron.weights, self._product(spikes, gain))
+        s, gain = self.neuron(x, membranes)
         N = self.neuron.levels
         if N & (N - 1) and gain is not None:
             # Under autocast the product is bfloat16, which holds every count up to 256, but k / N for powers of 2 only.

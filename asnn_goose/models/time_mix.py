@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from asnn_goose.kernels.wkv7 import LOG_W_MIN, wkv7
 from asnn_goose.models.channel_mix import shifted
-from asnn_goose.models.spiking import SpikingLinear
+from asnn_goose.models.spiking import Membranes, SpikingLinear
 
 GROUP_NORM_EPS = 64e-5
 """RWKV-7's epsilon of the norm over each head's output."""
@@ -112,14 +112,19 @@ class TimeMix(nn.Module):
         nn.init.zeros_(self.output.weight)
 
     def forward(
-        self, x_BLC: Tensor, state: TimeMixState | None = None, v_first_BLC: Tensor | None = None
+        self,
+        x_BLC: Tensor,
+        state: TimeMixState | None = None,
+        v_first_BLC: Tensor | None = None,
+        membranes: Membranes | None = None,
     ) -> tuple[Tensor, TimeMixState, Tensor]:
         """(output_BLC, state after the last token, the first layer's values, which later layers blend in)."""
         previous_BLC = shifted(x_BLC, None if state is None else state.previous_BC)
         r_in, w_in, k_in, v_in, a_in, g_in = (
             torch.lerp(x_BLC, previous_BLC, self.get_parameter(f"mix_{name}_C")) for name in "rwkvag"
         )
-        r_BLC, k_BLC, v_BLC = self.receptance(r_in), self.key(k_in), self.value(v_in)
+        r_BLC, k_BLC = self.receptance(r_in, membranes), self.key(k_in, membranes)
+        v_BLC = self.value(v_in, membranes)
         log_w_BLC = LOG_W_MIN * torch.sigmoid(self.decay(w_in))
         rate_BLC = torch.sigmoid(self.rate(a_in))
         if self.value_residual is not None and v_first_BLC is not None:
@@ -141,7 +146,7 @@ class TimeMix(nn.Module):
         bonus_BLHD = (r * k * self.bonus_HD).sum(-1, keepdim=True) * v
         y_BLHD = y_BLHD if self.converted else self._group_norm(y_BLHD)
         y_BLC = rearrange(y_BLHD + bonus_BLHD, "b l h d -> b l (h d)")
-        out_BLC = self.output(y_BLC * self.gate(g_in))
+        out_BLC = self.output(y_BLC * self.gate(g_in), membranes)
         out_BLC = out_BLC + self.output_bias_C if self.converted else out_BLC
         return out_BLC, TimeMixState(x_BLC[:, -1], wkv_BHDD), v_BLC if v_first_BLC is None else v_first_BLC
 

@@ -18,9 +18,9 @@ def load(*argv: str) -> Experiment:
 
 def other_value(value: Any, key: str) -> Any:
     """A valid value that differs, for any leaf."""
-    choices = [choice for choice in keys()[key].choices if choice != value]
+    choices = [choice for choice in keys()[key].choices if choice != str(value)]
     if choices:
-        return choices[0]
+        return choices[0] if value is None else type(value)(choices[0])
     match value:
         case bool():
             return not value

@@ -222,7 +222,7 @@ def test_question_and_change_are_not_inherited(tmp_path: Path):
 
 # Keys that another one constrains: a random value of one alone would be refused for the sake of the other.
 TEMPERATURE = ("mode", "scope", "init", "low", "high", "anchor", "lambda_start", "lambda_end", "ramp.start")
-NEURON = ("kind", "silence", "sparsity")
+NEURON = ("kind", "silence", "sparsity", "membrane", "base", "steps", "offset")
 CONSTRAINED = {"data.source", "data.path", "distillation.targets"}
 CONSTRAINED |= {f"distillation.temperature.{name}" for name in TEMPERATURE}
 CONSTRAINED |= {"distillation.balance.mode", "distillation.balance.low", "distillation.balance.high"}
@@ -277,9 +277,9 @@ def test_every_experiment_loads_at_every_scale(name: str, scale: str):
 
 
 def test_every_version_but_the_first_changes_something():
+    """But aa: it shows what the table makes of noise alone, and so must be its parent with other seeds."""
     loaded = {name: load_experiment(name, ["--scale", "cpu"]).experiment for name in experiment_names()}
-    for experiment in loaded.values():
-        assert experiment.parent is None or delta(experiment, loaded[experiment.parent])
+    assert [name for name, own in loaded.items() if own.parent and not delta(own, loaded[own.parent])] == ["aa"]
 
 
 def test_v11_1_learns_the_temperature_that_v10_fixes():

@@ -11,7 +11,7 @@ from asnn_goose.config import load_experiment
 from asnn_goose.config.keys import IDENTITY, flatten, groups, keys
 from asnn_goose.config.load import CONFIGS
 from asnn_goose.config.losses import Losses
-from asnn_goose.config.schema import Experiment
+from asnn_goose.config.schema import Experiment, TrainConfig
 
 PACKAGE = Path(__file__).parents[2] / "asnn_goose"
 
@@ -53,7 +53,7 @@ def test_every_field_is_read_outside_the_configuration():
     names = {part for path in keys() if path not in IDENTITY for part in path.split(".")} - set(Losses.model_fields)
     # total_steps, which the training loop calls, reads these on its behalf.
     if "total_steps" in read:
-        read |= {"tokens", "steps"}
+        read |= {"tokens", "steps", "length"}
     assert sorted(names - read) == []
 
 
@@ -65,3 +65,25 @@ def test_every_loss_is_enabled_by_some_configuration():
         if "losses." in key and value
     }
     assert enabled == set(Losses.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        # 65,536 tokens are 128 steps of 2 * 256, and 65,535 are 127 whole ones.
+        ({"tokens": 65_536}, 128),
+        ({"tokens": 65_535}, 127),
+        ({"tokens": 65_536, "length": 5.0}, 640),
+        ({"tokens": 65_536, "length": 0.5}, 64),
+        # 5 * 65,535 = 639 * 512 + 507: the multiple is of the tokens, not of the whole steps among them.
+        ({"tokens": 65_535, "length": 5.0}, 639),
+        ({"tokens": 100 * 512, "length": 0.29}, 29),
+        ({"tokens": 512, "length": 0.1}, 1),
+        ({"tokens": 65_536, "steps": 100}, 100),
+        ({"tokens": 65_536, "steps": 100, "length": 0.29}, 29),
+        ({"tokens": 65_536, "steps": 3, "length": 0.1}, 1),
+    ],
+)
+def test_how_many_steps_a_run_has(settings: dict[str, float], steps: int):
+    train = TrainConfig.model_validate({"scale": "smoke", "batch_size": 2, **settings})
+    assert train.total_steps(256) == steps

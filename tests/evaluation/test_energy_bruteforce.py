@@ -41,6 +41,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "amplitude per channel and token": {"learn_threshold": "channel"},
     "counted at once": {"kind": "integer", "offset": 0.5},
     "radix": {"kind": "radix", "offset": 0.5, "steps": 3},
+    "radix of base 3": {"kind": "radix", "base": 3, "steps": 3},
     "radix, amplitude in the matrix": {"kind": "radix", "scale": "none", "learn_threshold": "channel"},
     "whole numbers": {"kind": "quantised"},
     "dense": {"kind": "dense"},
@@ -108,14 +109,15 @@ def _one_by_one(seen: _Seen, unrolled: bool) -> Counter:
     operands_TNC = _operands(seen)
     theta_C = np.broadcast_to(neuron.threshold.numpy(), weight_OC.shape[1:])
     radix = neuron.kind == "radix"
-    levels = 2**neuron.steps - 1 if radix else neuron.steps
+    base = neuron.settings["base"]
+    levels = sum(base**t for t in range(neuron.steps)) if radix else neuron.steps
     weight_OC = weight_OC * theta_C / levels  # made once: 1 / levels and theta are part of the matrix
     scale_N = np.ones(len(seen.x_NC))
     if neuron.settings["scale"] == "token":
         scale_N = np.abs(seen.x_NC.numpy()).mean(-1)
     counts_NC = operands_TNC.sum(0)
     if radix:
-        counts_NC = np.tensordot(2 ** np.arange(neuron.steps)[::-1], operands_TNC, 1)
+        counts_NC = np.tensordot(base ** np.arange(neuron.steps)[::-1], operands_TNC, 1)
     for n, scale in enumerate(scale_N):
         y_O = [0.0] * len(weight_OC)
         for c, k in enumerate(counts_NC[n]) if not unrolled else []:
@@ -124,8 +126,10 @@ def _one_by_one(seen: _Seen, unrolled: bool) -> Counter:
                 done["macs"] += 1
         for t, spikes_NC in enumerate(operands_TNC if unrolled else []):
             for o in range(len(y_O)) if radix and t else []:
-                y_O[o] += y_O[o]
-                done["doublings"] += 1
+                so_far = y_O[o]
+                for _ in range(base - 1):
+                    y_O[o] += so_far
+                    done["shifts"] += 1
             for c, k in enumerate(spikes_NC[n]):
                 for o in range(len(y_O)):
                     for _ in range(abs(int(k))):
@@ -159,18 +163,19 @@ def _membranes(neuron: Neuron, x_NC: Tensor) -> Counter:
                 x = x / scale
                 done["multiplications"] += 1
             if neuron.kind == "radix":
-                unit = theta / (2**neuron.steps - 1)
+                base = settings["base"]
+                weights = [base**t for t in reversed(range(neuron.steps))]
+                unit = theta / sum(weights)
                 v = abs(x)
                 if settings["offset"]:
                     v += settings["offset"] * unit
                     done["additions"] += 1
-                for t in range(neuron.steps):
-                    threshold = unit * 2 ** (neuron.steps - 1 - t)
-                    fires = v >= threshold
+                for t, weight in enumerate(weights):
+                    fires = v >= unit * weight if base == 2 else abs(v) >= unit * weight / 2
                     done["additions"] += 1
-                    assert spikes_TNC[t, n, c] == (np.sign(x) if fires else 0.0)
+                    assert spikes_TNC[t, n, c] == (np.sign(x) * np.sign(v) if fires else 0.0)
                     if fires:
-                        v -= threshold
+                        v -= np.sign(v) * unit * weight
                         done["additions"] += 1
                 continue
             if settings["offset"]:
@@ -211,8 +216,8 @@ def test_the_matrices_operations_are_those_of_the_loops_to_the_last(make_student
         by_spike, by_count = _one_by_one(one, unrolled=True), _one_by_one(one, unrolled=False)
         assert site.tokens == TOKENS and site.additions == by_spike["additions"]
         assert site.active * site.outputs == (0 if dense else by_count["macs"])
-        doublings = (site.steps - 1) * site.outputs * TOKENS if neuron.get("kind") == "radix" else 0
-        assert by_spike["doublings"] == doublings
+        shifts = (site.steps - 1) * site.outputs * TOKENS if neuron.get("kind") == "radix" else 0
+        assert by_spike["shifts"] == shifts * (neuron.get("base", 2) - 1)
         assert by_spike["gains"] == (site.gain_varies * site.outputs * TOKENS)
         unrolled, multiplied, gains = unrolled + by_spike, multiplied + by_count, gains + by_spike["gains"]
     operations = student_operations(student, sites)
@@ -235,7 +240,8 @@ def test_the_membranes_operations_are_those_of_the_loops_to_the_last(make_studen
         done, counted = _membranes(one.linear.neuron, one.x_NC), neuron_operations(one.linear, site)
         gains = site.outputs * TOKENS if site.gain_varies else 0
         if one.linear.neuron.kind == "radix":
-            done["additions"] += (site.steps - 1) * site.outputs * TOKENS  # doublings, checked with the products
+            shifts = (one.linear.neuron.base - 1) * (site.steps - 1)  # checked with the products
+            done["additions"] += shifts * site.outputs * TOKENS
         assert done["additions"] == pytest.approx(counted.additions * TOKENS, rel=1e-12)
         assert done["multiplications"] + gains == counted.multiplications * TOKENS
 

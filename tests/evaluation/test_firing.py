@@ -97,8 +97,8 @@ def test_another_projection_of_a_block_is_found_under_its_path(make_student):
             super().__init__()
             self.left, self.right = SpikingLinear(C, C, neuron), SpikingLinear(C, C, neuron)
 
-        def forward(self, x):
-            return self.left(x) + self.right(x)
+        def forward(self, x, membranes):
+            return self.left(x, membranes) + self.right(x, membranes)
 
     student = _student(make_student)
     halves = Halves(student.config.neuron)

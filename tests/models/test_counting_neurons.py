@@ -12,6 +12,7 @@ from torch import Tensor
 
 from asnn_goose.config.annealing import Annealed
 from asnn_goose.config.schema import NeuronConfig
+from asnn_goose.models.counts import digits, levels
 from asnn_goose.models.spiking import Neuron, SpikingLinear, anneal
 
 N, C, O = 9, 6, 5  # noqa: E741
@@ -25,11 +26,9 @@ def _currents(seed: int = 0) -> Tensor:
     return torch.randn(N, C, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _radix_spikes(u: float, steps: int, offset: float, silence: float) -> list[int]:
+def _halving_spikes(u: float, steps: int, offset: float) -> list[int]:
     """One membrane, charged once, whose threshold halves from micro-step to micro-step."""
-    top = 2**steps - 1
-    v = 0.0 if abs(u) < silence else min(abs(u), 1.0) * top + offset
-    fired = []
+    v, fired = min(abs(u), 1.0) * (2**steps - 1) + offset, []
     for t in range(steps):
         weight = 2 ** (steps - 1 - t)
         fired.append(int(v >= weight) * (1 if u > 0 else -1))
@@ -37,21 +36,33 @@ def _radix_spikes(u: float, steps: int, offset: float, silence: float) -> list[i
     return fired
 
 
+def _balanced_spikes(u: float, steps: int) -> list[int]:
+    """One membrane, charged once, that fires either way; each weight is as much as the later ones and one half can
+    make good on either side."""
+    v, fired = max(-1.0, min(u, 1.0)) * sum(3**t for t in range(steps)), []
+    for t in range(steps):
+        weight = 3 ** (steps - 1 - t)
+        fired.append(0 if abs(v) < weight / 2 else 1 if v > 0 else -1)
+        v -= weight * fired[-1]
+    return fired
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4])
-@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize(("base", "offset"), [(2, 0.0), (2, 0.5), (3, 0.0)])
 @pytest.mark.parametrize("silence", [0.0, 0.7])
-def test_radix_spikes_are_those_of_a_membrane_whose_threshold_halves(steps, offset, silence):
-    neuron, x_NC = _neuron(steps=steps, offset=offset, silence=silence), 2.0 * _currents()
+def test_radix_spikes_are_those_of_a_membrane_whose_threshold_falls(steps, base, offset, silence):
+    neuron, x_NC = _neuron(steps=steps, base=base, offset=offset, silence=silence), 2.0 * _currents()
     scale_N = x_NC.abs().mean(-1).numpy()
     wanted = np.zeros((steps, N, C))
     for n, c in np.ndindex(N, C):
         u = x_NC[n, c].item() / float(scale_N[n]) / neuron.threshold.item()
-        wanted[:, n, c] = _radix_spikes(u, steps, offset, silence / 2.0)
+        if abs(u) >= silence / 2.0:
+            wanted[:, n, c] = _halving_spikes(u, steps, offset) if base == 2 else _balanced_spikes(u, steps)
     assert 0.0 < (wanted != 0).mean() < 1.0
     neuron.start_recording()
     spikes_TNC, gain = neuron.spikes(x_NC)
     np.testing.assert_array_equal(spikes_TNC.detach().numpy(), wanted)
-    weights_T = 2.0 ** np.arange(steps)[::-1] / (2**steps - 1)
+    weights_T = float(base) ** np.arange(steps)[::-1] / sum(base**t for t in range(steps))
     s_NC, same_gain = neuron(x_NC)
     np.testing.assert_allclose(s_NC.detach().numpy(), np.tensordot(weights_T, wanted, 1), rtol=1e-15)
     np.testing.assert_allclose(gain.detach()[:, 0].numpy(), neuron.threshold.item() * scale_N, rtol=1e-15)
@@ -62,6 +73,17 @@ def test_radix_spikes_are_those_of_a_membrane_whose_threshold_halves(steps, offs
     np.testing.assert_array_equal(counts.spikes_C.numpy(), 2 * np.abs(wanted).sum((0, 1)))
     np.testing.assert_array_equal(counts.nonzero_C.numpy(), 2 * np.abs(wanted).any(0).sum(0))
     np.testing.assert_array_equal(counts.full_C.numpy(), 2 * np.abs(wanted).all(0).sum(0))
+
+
+@pytest.mark.parametrize(("base", "steps"), [(2, 1), (2, 8), (3, 1), (3, 5)])
+def test_the_digits_of_every_count_add_up_to_it(base, steps):
+    weights_T = base ** np.arange(steps)[::-1]
+    counts_K = torch.arange(levels("radix", steps, base) + 1)
+    digits_TK = digits(counts_K.double(), steps, base).numpy()
+    assert set(np.unique(digits_TK)) <= ({0, 1} if base == 2 else {-1, 0, 1})
+    np.testing.assert_array_equal(weights_T @ digits_TK, counts_K.numpy())
+    # bfloat16 holds whole numbers up to 256, and one more micro-step goes beyond.
+    assert (base, steps + 1) in [(2, 2), (3, 2)] or levels("radix", steps + 1, base) > 256
 
 
 @settings(max_examples=60, deadline=None)

@@ -147,8 +147,7 @@ def test_a_deep_student_is_probed_at_six_blocks_evenly_spread(monkeypatch, setti
 
     monkeypatch.setattr("asnn_goose.train.neuron_results.measure_information", measured)
     for depth, blocks in ((30, [5, 10, 15, 20, 25, 30]), (8, [1, 3, 4, 5, 7, 8]), (2, [1, 2])):
-        student = setting.experiment.student.model_copy(update={"layers": depth})
-        setting.experiment = setting.experiment.model_copy(update={"student": student})
+        setting.module.student.config.num_hidden_layers = depth
         probe_spikes(setting)
         assert asked["blocks"] == blocks and asked["tokens"] == 1024
 
