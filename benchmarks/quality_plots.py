@@ -1,4 +1,4 @@
-"""Two figures from the committed records: test perplexity against T, and against the share of zero operands."""
+"""Test perplexity against T, and against the share of zero operands, from the committed records."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,6 @@ from asnn_goose.reporting.comparison import FinishedRun
 from asnn_goose.reporting.drawing import BLUE, DASHED, GREY, ORANGE, figure, label_right
 from asnn_goose.reporting.seeds import MeanPerplexity, SeedGroup, mean_perplexity
 from benchmarks import quality_runs as rules
-
-FIGURES = ("perplexity_by_micro_steps", "perplexity_by_zero_operands")
 
 
 class Point(NamedTuple):
@@ -32,19 +30,18 @@ def points(row: Sequence[SeedGroup]) -> list[Point]:
 
 
 def draw(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
-    """Draw both figures where two or more T are recorded; figures of earlier records go."""
+    """Draw each figure of which two or more versions are recorded; figures of earlier records go."""
     comparable = [run for run in runs if rules.on_reference_text(run)]
-    row = rules.by_micro_steps(comparable)
-    paths = [folder / f"{name}.png" for name in FIGURES]
-    if len(row) < 2:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        return []
     twins = [run for run in comparable if run.result.version == "dense_twin"]
-    found = rules.paired(row[0], twins, rules.only_neurons_differ)
-    dense = mean_perplexity(found[0].others).value if found else None
-    by_steps(points(row), dense, paths[0])
-    by_zeros(points(row), dense, paths[1])
+    paths = []
+    for name, (versions, figure_of) in FIGURES.items():
+        row, path = rules.sweep(comparable, versions), folder / f"{name}.png"
+        if len(row) < 2:
+            path.unlink(missing_ok=True)
+            continue
+        found = rules.paired(row[0], twins, rules.only_neurons_differ)
+        figure_of(points(row), mean_perplexity(found[0].others).value if found else None, path)
+        paths.append(path)
     return paths
 
 
@@ -60,15 +57,10 @@ def by_steps(found: Sequence[Point], dense: float | None, path: Path) -> None:
 
 
 def by_zeros(found: Sequence[Point], dense: float | None, path: Path) -> None:
-    """Perplexity against both shares of zero operands; every point is marked with its T."""
+    """Perplexity with its interval over seeds against both shares of zero operands."""
     with figure(path, 2.6) as (axis,):
-        shares = {"over_tokens": (BLUE, "tokens x channels"), "over_steps": (ORANGE, "micro-steps")}
-        for name, (colour, label) in shares.items():
-            places = [100.0 * point._asdict()[name] for point in found]
-            _line(axis, places, found, colour, label)
-            for point, place in zip(found, places, strict=True):
-                offset = {"textcoords": "offset points", "xytext": (5, 4)}
-                axis.annotate(f"T = {point.steps}", (place, point.perplexity.value), fontsize=7, color=colour, **offset)
+        _line(axis, [100.0 * point.over_tokens for point in found], found, BLUE, "tokens x channels")
+        _line(axis, [100.0 * point.over_steps for point in found], found, ORANGE, "micro-steps")
         axis.set_xlabel("operands that are zero (%)")
         axis.legend(frameon=False)
         _finish(axis, dense)
@@ -87,3 +79,10 @@ def _finish(axis: Any, dense: float | None) -> None:
     if dense is not None:
         axis.axhline(dense, **DASHED)
         label_right(axis, [(dense, "dense twin", GREY)])
+
+
+FIGURES = {
+    "perplexity_by_micro_steps": (rules.STEP_VERSIONS, by_steps),
+    "perplexity_by_zero_operands": (rules.SPARSE_VERSIONS, by_zeros),
+}
+"""Name -> the versions it is drawn of, and by what."""

@@ -24,8 +24,10 @@ MOST_STEPS = 4
 """T, micro-steps per token."""
 EQUAL_WALL = 1.1
 """Wall times are equal if the longer is at most this many times the shorter."""
-STEP_VERSIONS = ("v10_steps_1", "v10_steps_2", "v10", "v10_steps_8")
+STEP_VERSIONS = ("v10_steps_1", "v10_steps_2", "v10_steps_3", "v10")
 """Versions that differ in T."""
+SPARSE_VERSIONS = ("v10", "v10_sparse_40", "v10_sparse_60")
+"""Versions that differ in the zero operands that they start with."""
 
 
 class Pairing(NamedTuple):
@@ -172,21 +174,17 @@ def zero_shares(group: SeedGroup) -> tuple[float, float]:
     return over_tokens, 1.0 - sum(part.rate for part in spikes) / len(spikes)
 
 
-def by_micro_steps(runs: Iterable[FinishedRun]) -> list[SeedGroup]:
-    """One group of each of STEP_VERSIONS, by rising T, that differ from each other in their neurons alone.
+def sweep(runs: Iterable[FinishedRun], versions: Sequence[str]) -> list[SeedGroup]:
+    """One group of each of the versions, in their order, that differ from each other in their neurons alone.
 
     Of several such rows the one with most versions, then most runs, then most tokens.
     """
-    candidates = groups(run for run in runs if spiking(run) and run.result.version in STEP_VERSIONS)
+    candidates = groups(run for run in runs if spiking(run) and run.result.version in versions)
     rows = []
     for anchor in candidates:
         row = {anchor[0].result.version: anchor}
         for group in candidates:
             if only_neurons_differ(anchor[0], group[0]):
                 row.setdefault(group[0].result.version, group)
-        rows.append(sorted(row.values(), key=_steps))
+        rows.append([row[version] for version in versions if version in row])
     return max(rows, key=lambda row: (len(row), sum(map(len, row)), row[0][0].result.tokens_seen), default=[])
-
-
-def _steps(group: SeedGroup) -> int:
-    return group[0].experiment.student.neuron.steps

@@ -93,6 +93,7 @@ def test_the_same_records_give_the_same_files(record, tmp_path, monkeypatch, cap
     results.mkdir()
     for T, ppl in ((1, 340.0), (2, 320.0)):
         commit(record(f"v10_steps_{T}", f"--student.neuron.steps={T}", ppl=ppl), reports)
+        commit(record(f"v10_sparse_{20 + 20 * T}", ppl=ppl), reports)
     monkeypatch.setattr(quality, "RESULTS", results)
     monkeypatch.setattr(sys, "argv", ["quality", "--reports", str(reports)])
     seen = []
@@ -108,8 +109,11 @@ def test_the_same_records_give_the_same_files(record, tmp_path, monkeypatch, cap
 def test_figures_follow_the_records_stay_small_and_go_with_them(record, tmp_path):
     runs = [
         record(version, f"--student.neuron.steps={T}", seed=seed, ppl=400.0 - 20 * T + seed, zero=0.9 - 0.05 * T)
-        for version, T in (("v10_steps_1", 1), ("v10_steps_2", 2), ("v10", 4), ("v10_steps_8", 8))
+        for version, T in (("v10_steps_1", 1), ("v10_steps_2", 2), ("v10_steps_3", 3), ("v10", 4))
         for seed in (0, 1)
+    ]
+    runs += [
+        record(f"v10_sparse_{p}", seed=seed, ppl=300.0 + p + seed, zero=p / 100) for p in (40, 60) for seed in (0, 1)
     ]
     paths = draw(runs, tmp_path)
     assert [path.stem for path in paths] == list(FIGURES)

@@ -163,18 +163,18 @@ def test_zero_shares_are_of_tokens_and_of_micro_steps(record):
         rules.zero_shares((record(zero=None),))
 
 
-def test_versions_of_other_micro_steps_come_by_rising_T_and_from_one_setting(record):
-    runs = [record("v10_steps_8", *steps(8)), record(), record("v10_steps_1", *steps(1))]
+def test_the_versions_of_a_sweep_come_in_their_order_and_from_one_setting(record):
+    runs = [record("v10_steps_3", *steps(3)), record(), record("v10_steps_1", *steps(1))]
     strangers = [
         record("v10", "--student.layers=5", seed=1),
         record("v10_steps_2", *steps(2), "--train.lr=1e-4"),
         record("v10_t1", *steps(3)),
         record("v10", *DENSE),
     ]
-    row = rules.by_micro_steps([*strangers, *runs])
-    assert [group[0].result.version for group in row] == ["v10_steps_1", "v10", "v10_steps_8"]
+    row = rules.sweep([*strangers, *runs], rules.STEP_VERSIONS)
+    assert [group[0].result.version for group in row] == ["v10_steps_1", "v10_steps_3", "v10"]
     assert all(group[0] in runs for group in row)
-    assert rules.by_micro_steps([]) == []
+    assert rules.sweep([], rules.STEP_VERSIONS) == []
 
 
 def test_committed_runs_are_read_from_two_files_each(record, tmp_path):
