@@ -1,4 +1,4 @@
-"""The command line: one experiment from flags to report.
+"""The command line: one experiment from flags to report, the ladder of all of them, and reports made again.
 
 Runs go to ``runs/`` and reports to ``reports/`` of this checkout, or where ``ASNN_GOOSE_RUNS`` and
 ``ASNN_GOOSE_REPORTS`` say.
@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,22 +36,49 @@ def main(experiment_name: str, argv: Sequence[str] | None = None) -> int:
     Mistakes of the user end in one sentence on stderr and status 2; ``--debug`` shows the traceback as well.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
     _quiet_libraries()
-    try:
+
+    def work() -> int:
         invocation = load_experiment(experiment_name, argv)
         _log_to_stderr(invocation.debug)
         if invocation.dry_run:
             print(_plan(invocation))
             return 0
         return _run(invocation, argv)
+
+    return _in_a_sentence(work, argv, "stopped; there is no checkpoint yet, so start again without --resume")
+
+
+def ladder(argv: Sequence[str] | None = None) -> int:
+    """Run what the ladder of versions lacks and write its table (asnn_goose/sweep); returns the exit status.
+
+    What fails or cannot be run is told in a sentence each, keeps nothing else, and makes the status 1.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    _quiet_libraries()
+    return _in_a_sentence(lambda: _ladder(argv), argv, "stopped; the same command goes on from here")
+
+
+def report(argv: Sequence[str]) -> int:
+    """Make reports again from the records beside them, or from runs/; returns the exit status.
+
+    Args:
+        argv: folders of runs, or names ``<version>/<run_id>``; or ``--all``.
+    """
+    return _in_a_sentence(lambda: _report(argv), argv, "stopped")
+
+
+def _in_a_sentence(work: Callable[[], int], argv: Sequence[str], stopped: str) -> int:
+    """Do it; mistakes and Ctrl-C end in one sentence."""
+    try:
+        return work()
     except UserError as error:
-        if debug:
+        if "--debug" in argv:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; there is no checkpoint yet, so start again without --resume", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return INTERRUPTED
 
 
@@ -196,3 +223,72 @@ def _run(invocation: Invocation, argv: Sequence[str]) -> int:
     if report is not None:
         print(f"\n{report_head(report)}\n\nreport: {report}  ({time.monotonic() - begun:.0f} s)")
     return 0
+
+
+def _ladder(argv: Sequence[str]) -> int:
+    from asnn_goose.sweep import Places, parse_request, run_ladder, standing, usage
+
+    if {"--help", "-h"} & set(argv):
+        print(usage())
+        return 0
+    request = parse_request(argv)
+    _log_to_stderr("--debug" in argv)
+    command = ["python", "experiments/roadmap.py", *argv]
+    places = Places(_folder("runs").resolve(), _folder("reports").resolve())
+    if request.dry_run:
+        found = standing(request, command, places)
+        for member in found.missing:
+            print(f"{member.name}: {member.steps} optimiser steps")
+        print(f"{len(found.missing)} of {len(found.members)} runs at scale {request.scale} are missing")
+        return _complain(found.problems)
+    done = run_ladder(request, command, places)
+    for path in done.written:
+        print(f"written: {path}")
+    runs = f"{done.members} runs at scale {request.scale}"
+    if not done.ran and not done.problems:
+        print(f"nothing to run: all {runs} are finished")
+    else:
+        print(f"{done.ran} of {runs} were run, {len(done.problems)} problems")
+    return _complain(done.problems)
+
+
+def _complain(problems: Mapping[str, str]) -> int:
+    """Say what went wrong, equal reasons once; returns the exit status."""
+    for reason in dict.fromkeys(problems.values()):
+        names = ", ".join(name for name, other in problems.items() if other == reason)
+        print(f"{names}: {reason}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _report(argv: Sequence[str]) -> int:
+    from asnn_goose.reporting import write_report
+    from asnn_goose.reporting.rebuild import find_run, rebuild_reports, versions_with_runs
+
+    _log_to_stderr("--debug" in argv)
+    runs_root, reports_root = _folder("runs"), _folder("reports")
+    names = [word for word in argv if word not in ("--all", "--debug")]
+    unknown = next((name for name in names if name.startswith("--")), None)
+    if unknown is not None or ("--all" in argv) == bool(names):
+        raise UserError(f"report {shlex.join(argv)}: name runs, or give --all")
+    if names:
+        for name in names:
+            print(write_report(find_run(name, runs_root, reports_root), reports_root, runs_root))
+        return 0
+    versions = versions_with_runs(runs_root, reports_root)
+    done = rebuild_reports(versions, runs_root, reports_root, lambda runs: tqdm(runs, unit="report", disable=None))
+    print(f"reports written: {len(done.reports)}")
+    for folder, lacking in done.incomplete.items():
+        print(f"{folder} has no {' and no '.join(lacking)}, so its report stays as it is")
+    return _complain({str(folder): reason for folder, reason in done.failures.items()})
+
+
+def command(argv: Sequence[str]) -> int:
+    """``python -m asnn_goose.cli report ...``; returns the exit status."""
+    if argv[:1] == ["report"]:
+        return report(argv[1:])
+    print("usage: python -m asnn_goose.cli report (--all | RUN ...)", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

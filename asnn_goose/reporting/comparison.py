@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from asnn_goose.config.schema import Experiment
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.markdown import integer, number, percent
 from asnn_goose.reporting.record import Result, load_result
+from asnn_goose.reporting.run_folder import RECORDS
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ def load_run(folder: Path) -> FinishedRun:
         text = config.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{config} does not exist: name the folder of a run.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{config} is damaged ({error}): repeat the run.") from None
     return FinishedRun(folder, load_result(folder / "result.json"), load_dump(text, str(config)))
 
 
@@ -54,18 +58,47 @@ def changed_settings(before: FinishedRun, after: FinishedRun) -> dict[str, tuple
     return {key: pair for key, pair in differing.items() if key not in NOT_NUMBERS | {"seed"}}
 
 
-def finished_runs(version: str, runs_root: Path, reports_root: Path) -> list[FinishedRun]:
-    """All finished runs of a version, newest first; one that lies under both roots is taken from `runs_root`."""
-    found: dict[str, FinishedRun] = {}
-    for root in (runs_root, reports_root):
+def run_folders(version: str, runs_root: Path, reports_root: Path) -> dict[str, list[Path]]:
+    """Name of a finished run's folder -> where it lies, the place to read it from first.
+
+    That is the record beside its report, so that the same is read here and where there is no ``runs/``; then the run
+    itself; last a record that lacks some of RECORDS.
+    """
+    found: dict[str, list[Path]] = {}
+    for root in dict.fromkeys((reports_root, runs_root)):
         for path in sorted((root / version).glob("*/result.json")):
+            found.setdefault(path.parent.name, []).append(path.parent)
+    return {
+        name: sorted(folders, key=lambda folder: not all((folder / file).exists() for file in RECORDS))
+        for name, folders in sorted(found.items())
+    }
+
+
+def finished_runs(version: str, runs_root: Path, reports_root: Path) -> list[FinishedRun]:
+    """All finished runs of a version, newest first; a damaged record is logged, and its run takes its place."""
+    found: dict[str, FinishedRun] = {}
+    for folders in run_folders(version, runs_root, reports_root).values():
+        for folder in folders:
             try:
-                run = load_run(path.parent)
+                run = load_run(folder)
             except UserError as error:
-                log.warning("%s (run left out of the comparison)", error)
+                _warn(f"{error} (left out)")
                 continue
             found.setdefault(run.result.run_id, run)
+            break
     return sorted(found.values(), key=lambda run: (run.result.started, run.result.run_id), reverse=True)
+
+
+@cache
+def _warn(sentence: str) -> None:
+    """Once for each sentence, since many reports come across the same damaged run."""
+    log.warning("%s", sentence)
+
+
+def outcome(run: FinishedRun) -> tuple[float, ...]:
+    """Numbers that two runs of one fingerprint have in common; times and memory may differ."""
+    result = run.result
+    return (result.student.test_ppl, result.student.val_ppl, result.kl_to_teacher, result.top1_agreement)
 
 
 def nearest_run(like: FinishedRun, candidates: list[FinishedRun]) -> FinishedRun | None:

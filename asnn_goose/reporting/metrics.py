@@ -10,14 +10,19 @@ target_top100_mass, grad_norm_<name> and grad_ratio_<name> (over that of ce). An
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from asnn_goose.errors import UserError
 
+T = TypeVar("T")
 Metrics = list[dict[str, Any]]
+
+THINNED = 200
+"""Lines of a run's metrics that are kept beside its report."""
 
 
 def metrics_line(step: int, values: dict[str, Any]) -> str:
@@ -51,6 +56,29 @@ def read_metrics(path: Path) -> Metrics:
                 break
             raise UserError(f"{path}, line {number} is not a metrics record ({error}); delete that line.") from None
     return metrics
+
+
+def thin(metrics: Metrics, limit: int = THINNED) -> Metrics:
+    """At most `limit` lines, in order: looks at validation and lines on which a number was not finite, and the others
+    evenly, their first and last among them. Of j = 0 .. k - 1 kept from n, line floor(j (n - 1) / (k - 1)).
+
+    Where the looks alone leave no room, they are thinned in the same way together with the first and the last line.
+    What is short enough stays as it is, so that thinning twice is thinning once.
+    """
+    if len(metrics) <= limit:
+        return metrics
+    marked = [i for i, line in enumerate(metrics) if "val_ppl" in line or line.get("non_finite")]
+    others = sorted(set(range(len(metrics))) - set(marked))
+    room = limit - len(marked)
+    ends = {0, len(metrics) - 1}
+    chosen = [*marked, *_evenly(others, room)] if room >= 2 else _evenly(sorted(ends.union(marked)), limit)
+    return [metrics[i] for i in sorted(chosen)]
+
+
+def _evenly(items: Sequence[T], count: int) -> Sequence[T]:
+    if len(items) <= count:
+        return items
+    return [items[j * (len(items) - 1) // (count - 1)] for j in range(count)]
 
 
 def series(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """``reports/<version>/<run_id>/report.md``, a pure function of a run's files and of the runs it is compared with."""
 
-import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from asnn_goose.reporting.plots import (
     plot_stages,
     plot_temperature,
 )
-from asnn_goose.reporting.run_folder import RunFolder, replacing, write_errors, write_text
+from asnn_goose.reporting.records import keep_records
+from asnn_goose.reporting.run_folder import RunFolder, write_text
 
 _LOSS_LABELS = {
     "ce": "cross-entropy",
@@ -46,13 +47,13 @@ FIGURES = ("raster", "spikes", "perplexity", "losses", "temperature", "stages", 
 def write_report(run_folder: Path, reports_root: Path, runs_root: Path) -> Path:
     """Write the report of a finished run and refresh the list of its version's reports.
 
-    Beside report.md and its figures lie copies of result.json and config.yaml, so that later runs can be compared with
-    this one where there is no ``runs/``. The same files give the same bytes.
+    The run's records are put beside report.md first, and the report is made from them alone: where there is no
+    ``runs/`` it can be made again. The same files give the same bytes.
 
     Args:
-        run_folder: folder with config.yaml, provenance.json, metrics.jsonl and result.json.
+        run_folder: folder with config.yaml, provenance.json, metrics.jsonl and result.json: a run, or its records.
         reports_root: ``reports/``; also searched for the parent's run and for twins.
-        runs_root: ``runs/``; searched first.
+        runs_root: ``runs/``; searched for those that have no records.
 
     Returns:
         Path of report.md.
@@ -60,15 +61,11 @@ def write_report(run_folder: Path, reports_root: Path, runs_root: Path) -> Path:
     Raises:
         UserError: the run is not finished, or one of its files is damaged.
     """
-    files = RunFolder.open(run_folder)
-    run, metrics = load_run(run_folder), read_metrics(files.metrics)
+    result = load_run(run_folder).result
+    target = reports_root / result.version / result.run_id
+    files = keep_records(RunFolder.open(run_folder), target)
+    run, metrics = load_run(target), read_metrics(files.metrics)
     parent = find_parent(run, runs_root, reports_root)
-    target = reports_root / run.result.version / run.result.run_id
-    with write_errors(target):
-        target.mkdir(parents=True, exist_ok=True)
-    for path in (files.result, files.config):
-        with replacing(target / path.name) as temporary:
-            shutil.copyfile(path, temporary)
     version_runs = finished_runs(run.result.version, runs_root, reports_root)
     lineage = seeds.ancestors(run.result.parent, runs_root, reports_root)
     material = Material(
@@ -232,7 +229,7 @@ def _draw_stages(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path
 
 
 def _parents_curve(parent: FinishedRun | None, name: str) -> Curve | None:
-    """A quantity of the parent's run, labelled with its version; runs copied into reports/ come without metrics."""
+    """A quantity of the parent's run, labelled with its version, None where its records lack the metrics."""
     if parent is None or not (parent.folder / "metrics.jsonl").exists():
         return None
     return _curve(parent, read_metrics(parent.folder / "metrics.jsonl"), name, parent.result.version)
@@ -257,8 +254,12 @@ def _draw_raster(run: FinishedRun, _: Metrics, __: Any, path: Path) -> Path | No
     file = run.folder / run.result.raster.file
     if not file.exists():
         raise UserError(f"{file} does not exist, though result.json names it: put it back, or repeat the run.")
-    with np.load(file, allow_pickle=False) as arrays:
-        return plot_raster(arrays["tokens"].tolist(), arrays["spikes"], path)
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            tokens, spikes = arrays["tokens"].tolist(), arrays["spikes"]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} is damaged ({error}): put it back, or repeat the run.") from error
+    return plot_raster(tokens, spikes, path)
 
 
 _DRAW = {

@@ -17,6 +17,8 @@ from asnn_goose.reporting.metrics import metrics_line, read_metrics
 from asnn_goose.reporting.provenance import REPOSITORY, Provenance, Resumption, code_version
 from asnn_goose.reporting.record import Raster, Result, refuse_non_finite
 
+RECORDS = ("config.yaml", "provenance.json", "metrics.jsonl", "result.json")
+"""What a report is made from, beside the raster that result.json may name."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

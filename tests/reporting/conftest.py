@@ -1,5 +1,7 @@
 """Made-up runs: complete files with small, plausible numbers."""
 
+import hashlib
+import itertools
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -216,3 +218,48 @@ def make_run(make_result: Callable[..., Result]) -> Callable[..., RunFolder]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def record(make_run: Callable[..., RunFolder], tmp_path: Path) -> Callable[..., Path]:
+    """Write the records of a run below `tmp_path`; the teacher stands at 40, the interval reaches 5 % to both sides."""
+    clock = itertools.count()
+
+    def write(
+        version: str,
+        seed: int,
+        ppl: float,
+        parent: str = "base",
+        settings: dict[str, Any] | None = None,
+        results: dict[str, Any] | None = None,
+        hours: int | None = None,
+    ) -> Path:
+        experiment = {
+            "version": version,
+            "parent": None if version == "base" else parent,
+            "seed": seed,
+            "change": f"What {version} changes.",
+        }
+        measured = {
+            "student.test_ppl": ppl,
+            "student.test_ppl_low": 0.95 * ppl,
+            "student.test_ppl_high": 1.05 * ppl,
+            "teacher.test_ppl": 40.0,
+            "ratio_to_teacher": ppl / 40.0,
+            "kl_to_teacher": 2.5,
+            "fingerprint": hashlib.sha256(f"{version} {seed} {ppl} {settings}".encode()).hexdigest(),
+        }
+        at = next(clock) if hours is None else hours
+        return make_run(tmp_path, experiment | (settings or {}), measured | (results or {}), hours=at).path
+
+    return write
+
+
+@pytest.fixture
+def small_ladder(record: Callable[..., Path], tmp_path: Path) -> Path:
+    """reports/ with two seeds of base and child, without any spread, and one of the A/A check."""
+    for seed in (0, 1):
+        record("base", seed, 400.0)
+        record("child", seed, 200.0, settings={"distillation.losses.ce.weight": 0.5})
+    record("aa", 0, 420.0)
+    return tmp_path

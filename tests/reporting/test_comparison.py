@@ -145,11 +145,11 @@ def test_a_parent_is_found_among_reports(make_run, tmp_path):
     assert found is not None and found.folder == copy.path
 
 
-def test_a_run_in_both_places_is_read_from_runs(make_run, tmp_path):
-    folder = make_run(tmp_path / "runs")
-    make_run(tmp_path / "reports")
+def test_a_run_in_both_places_is_read_from_its_record(make_run, tmp_path):
+    make_run(tmp_path / "runs")
+    record = make_run(tmp_path / "reports")
     runs = finished_runs("child", tmp_path / "runs", tmp_path / "reports")
-    assert [run.folder for run in runs] == [folder.path]
+    assert [run.folder for run in runs] == [record.path]
 
 
 def test_a_base_version_has_no_parent(make_run, tmp_path):

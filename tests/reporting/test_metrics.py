@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asnn_goose.errors import UserError
-from asnn_goose.reporting.metrics import metrics_line, read_metrics, series
+from asnn_goose.reporting.metrics import metrics_line, read_metrics, series, thin
 
 LINES = [metrics_line(step, {"loss_total": 1.0 / (step + 1), "name": "é"}) for step in range(3)]
 
@@ -59,3 +59,41 @@ def test_series_skips_lines_without_the_quantity():
     steps, values = series([{"step": 0, "a": 1.5}, {"step": 3}, {"step": 4, "a": None}, {"step": 9, "a": 2.5}], "a")
     assert steps.tolist() == [0, 9] and values.tolist() == [1.5, 2.5]
     assert series([], "a")[0].shape == (0,)
+
+
+def test_thinning_keeps_looks_and_every_seventh_of_the_rest():
+    """1,255 training lines of which every seventh, 180 with both ends, fits beside the 20 looks."""
+    training = [{"step": step, "loss_total": 1.0} for step in range(1, 1255)]
+    looks = [{"step": step, "val_ppl": 9.0} for step in range(61, 1255, 62)]
+    assert (len(training), len(looks)) == (1254, 20)
+    lines = sorted([*training, *looks], key=lambda line: (line["step"], "val_ppl" in line))
+    # Of n = 1,254 lines k = 180 stay: floor(j 1253 / 179) = 7 j, since 1253 = 7 * 179.
+    expected = {("loss_total", 1 + 7 * j) for j in range(180)} | {("val_ppl", line["step"]) for line in looks}
+    kept = thin(lines)
+    assert {("val_ppl" if "val_ppl" in line else "loss_total", line["step"]) for line in kept} == expected
+    assert kept == [line for line in lines if line in kept] and len(kept) == 200
+    assert thin(kept) == kept
+
+
+def test_a_line_with_a_number_that_was_not_finite_stays():
+    lines = [{"step": step} | ({"non_finite": ["loss_total"]} if step in (5, 33) else {}) for step in range(100)]
+    kept = {line["step"] for line in thin(lines, 10)}
+    assert len(kept) == 10 and {0, 5, 33, 99} <= kept
+
+
+def test_more_looks_than_lines_are_thinned_too():
+    looks = [{"step": step, "val_ppl": 9.0} for step in range(1, 22)]
+    lines = [{"step": 0}, *looks, {"step": 22}]
+    # Of 23 lines 12 stay: floor(j 22 / 11) = 2 j.
+    assert [line["step"] for line in thin(lines, 12)] == list(range(0, 23, 2))
+
+
+@given(st.lists(st.sampled_from(["", "val_ppl", "non_finite"]), max_size=60), st.integers(2, 40))
+def test_thinning_never_exceeds_its_limit_nor_loses_the_ends(kinds, limit):
+    lines = [{"step": step} | ({kind: ["x"]} if kind else {}) for step, kind in enumerate(kinds)]
+    kept = thin(lines, limit)
+    assert len(kept) == min(limit, len(lines)) and kept[:1] == lines[:1] and kept[-1:] == lines[-1:]
+    assert thin(kept, limit) == kept and kept == sorted(kept, key=lambda line: line["step"])
+    marked = [line for line in lines if len(line) > 1]
+    if len(marked) + 2 <= limit:
+        assert all(line in kept for line in marked)

@@ -11,6 +11,7 @@ from asnn_goose.reporting.comparison import load_run
 from asnn_goose.reporting.material import Material
 from asnn_goose.reporting.provenance import collect_provenance
 from asnn_goose.reporting.report import FIGURES, render, render_index
+from asnn_goose.reporting.run_folder import RECORDS
 
 DENSE = {"student.neuron.kind": "dense", "student.hidden_neuron.kind": "dense"}
 BASE = {"version": "base", "parent": None, "distillation.temperature.mode": "fixed", "train.lr": 0.001}
@@ -47,7 +48,7 @@ def test_everything_lies_beside_the_report(written):
     root, report, _, child = written
     assert report == root / "reports" / "child" / child.run_id / "report.md"
     names = {path.name for path in report.parent.iterdir()}
-    assert names == {"report.md", "result.json", "config.yaml", *(f"{name}.png" for name in FIGURES)}
+    assert names == {"report.md", "raster.npz", *RECORDS, *(f"{name}.png" for name in FIGURES)}
     assert load_result(report.parent / "result.json") == load_result(child.result)
     text = report.read_text()
     assert all(f"]({name}.png)" in text for name in FIGURES)

@@ -1,0 +1,156 @@
+"""What the ladder's table says in words: the opening sentences, how it was judged, and numbers with their intervals."""
+
+from collections.abc import Sequence
+
+from asnn_goose.reporting.comparison import changed_settings
+from asnn_goose.reporting.effects import ALPHA, Effect, Summary
+from asnn_goose.reporting.ladder import Ladder
+from asnn_goose.reporting.markdown import integer, number, quantity
+from asnn_goose.reporting.seeds import interval_words
+
+
+def opening(ladder: Ladder, found: Sequence[Effect]) -> str:
+    """What the table shows, in words."""
+    changes = [effect for effect in found if not effect.rung.is_control]
+    sentences = [_verdict_sentence(changes)]
+    judged = sum(effect.p_holm is not None for effect in found)
+    if judged:
+        comparisons = f"all {judged} comparisons" if judged > 1 else "the one comparison"
+        sentences.append(
+            f"A verdict needs a p-value below {ALPHA} after Holm's correction for {comparisons} of the table."
+        )
+    early = [effect.rung.version for effect in found if _only_by_itself(effect)]
+    if early:
+        sentences.append(
+            f"Taken alone, the interval of {_enumeration(early)} would leave out 1; among {judged} comparisons that is "
+            "not enough."
+        )
+    measured = [(effect.summary, effect.rung.version) for effect in changes if effect.summary is not None]
+    if measured:
+        best, version = min(measured, key=lambda each: each[0].ratio_to_teacher)
+        sentences.append(
+            f"Closest to the teacher is {version} with a test perplexity of {perplexity_words(best)}, "
+            f"{number(best.ratio_to_teacher, 3)} times the teacher's."
+        )
+    sentences += [
+        _noise_sentence(effect) for effect in found if effect.delta is not None and _changes_nothing(effect, found)
+    ]
+    runs = [run.result for run in ladder.runs]
+    hours = sum(result.wall_seconds for result in runs) / 3600
+    sentences.append(
+        f"{len(runs)} run{'' if len(runs) == 1 else 's'} count{'s' if len(runs) == 1 else ''}, with "
+        f"{integer(sum(result.tokens_seen for result in runs))} training tokens and {number(hours, 3)} hours of "
+        "computing in all."
+    )
+    return " ".join(sentences)
+
+
+def how_judged(found: Sequence[Effect]) -> str:
+    """How perplexities, ratios and p-values were computed."""
+    text = (
+        "Perplexities are geometric means over seeds, with Student's t-interval of their logarithms. A ratio below 1 "
+        "is better than the parent. Its interval is Student's t over the seeds that both were run with, pair by pair, "
+        "since a seed decides the initialisation and the order of the data. "
+    )
+    if any(effect.summary is not None and effect.summary.n == 1 for effect in found):
+        text += (
+            "Marked \"one seed\", a perplexity's interval is the run's own, by bootstrap over the test windows, and "
+            "says nothing of other seeds. "
+        )
+    if any(effect.delta is not None and not effect.delta.paired for effect in found):
+        text += "Unpaired: no seed in common, so Welch's interval of the two means. "
+    return text + (
+        "p is two-sided and corrected by Holm over the whole table; the intervals are each for one comparison. None of "
+        "them covers the choice of the test text."
+    )
+
+
+def how_measured(found: Sequence[Effect]) -> str:
+    """What the columns of likeness, spikes and cost mean."""
+    return (
+        "Means over seeds. KL is that of the teacher to the student at temperature 1; spike operands are the share of "
+        "the mixer matrices' products whose operand is a spike, zero operands the share of these that are 0; energy is "
+        f"that of the arithmetic, estimated.{teacher_sentence(found)}"
+    )
+
+
+def teacher_sentence(found: Sequence[Effect]) -> str:
+    """The teacher's perplexity and energy, by the first version that was run."""
+    first = next((effect.rung.runs[0].result for effect in found if effect.rung.runs), None)
+    if first is None:
+        return ""
+    text = f" The teacher, {first.teacher.name}, has a test perplexity of {number(first.teacher.test_ppl)}"
+    if first.energy is not None:
+        text += f" at {quantity(first.energy.teacher_joules_per_token, 'J')} per token"
+    return f"{text}."
+
+
+def perplexity_words(summary: Summary) -> str:
+    """Test perplexity with its interval."""
+    words = interval_words(summary.low, summary.high)
+    note = ["one seed"] if summary.n == 1 else []
+    inside = ", ".join([words, *note] if words else note)
+    return f"{number(summary.test_ppl)} ({inside})" if inside else number(summary.test_ppl)
+
+
+def ratio_words(effect: Effect) -> str:
+    """Ratio to the parent with its interval, nothing where there is none."""
+    delta = effect.delta
+    if delta is None:
+        return ""
+    words = interval_words(delta.low, delta.high)
+    inside = ", ".join([*([words] if words else []), *([] if delta.paired else ["unpaired"])])
+    return f"{number(delta.ratio)} ({inside})" if inside else number(delta.ratio)
+
+
+def _verdict_sentence(changes: Sequence[Effect]) -> str:
+    """How many of the versions that have a parent help, hurt, show nothing, or cannot be judged."""
+    groups = {
+        verdict: [effect.rung.version for effect in changes if effect.verdict == verdict]
+        for verdict in ("helps", "hurts", "no difference shown", "one seed")
+    }
+    judged = sum(map(len, groups.values()))
+    if not judged:
+        return "No version can be compared with its parent yet."
+    parts = []
+    for verdict, (one, several) in {
+        "helps": ("helps", "help"),
+        "hurts": ("hurts", "hurt"),
+        "no difference shown": ("shows no difference", "show no difference"),
+        "one seed": ("has one seed in common with it", "have one seed in common with it"),
+    }.items():
+        names = groups[verdict]
+        told = f" ({_enumeration(names)})" if names and verdict in ("helps", "hurts") else ""
+        if names or verdict != "one seed":
+            parts.append(f"{len(names) or 'none'} {one if len(names) == 1 else several}{told}")
+    compared = f"Of {judged} version{'s' if judged > 1 else ''} compared with the parent that each changes"
+    text = f"{compared}, {_enumeration(parts)}"
+    absent = sum(effect.summary is None for effect in changes)
+    return f"{text}; {absent} {'has' if absent == 1 else 'have'} no run that counts." if absent else f"{text}."
+
+
+def _only_by_itself(effect: Effect) -> bool:
+    """Whether the version's own interval leaves out 1, and the correction takes it back."""
+    return (
+        effect.verdict == "no difference shown"
+        and effect.delta is not None
+        and effect.delta.verdict in ("helps", "hurts")
+    )
+
+
+def _changes_nothing(effect: Effect, found: Sequence[Effect]) -> bool:
+    """Whether a version repeats its parent's settings, so that all it shows is noise."""
+    parent = next(other.rung for other in found if other.rung.version == effect.rung.parent)
+    return not changed_settings(parent.runs[0], effect.rung.runs[0])
+
+
+def _noise_sentence(effect: Effect) -> str:
+    ratio = ratio_words(effect)
+    return (
+        f"{effect.rung.version} changes nothing but the seeds of {effect.rung.parent}: its ratio of {ratio} is what "
+        "noise alone makes."
+    )
+
+
+def _enumeration(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]

@@ -1,0 +1,230 @@
+"""The versions of a ladder at one scale, read from what lies beside their reports: which runs count, and why others do
+not. Nothing is asked but ``result.json``, ``config.yaml`` and, where there is one, ``metrics.jsonl``."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asnn_goose.errors import UserError
+from asnn_goose.reporting.comparison import FinishedRun, changed_settings, load_run, outcome
+from asnn_goose.reporting.drawing import Curve
+from asnn_goose.reporting.metrics import Metrics, read_metrics, series
+from asnn_goose.reporting.seeds import SeedGroup, branches, seed_groups
+
+CONTROLS = ("ce_only", "dense_twin", "quantised_twin", "aa")
+"""Versions that check the others: no teacher, no spikes, the same levels without a membrane, and only other seeds."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A version and its runs at the ladder's scale."""
+
+    version: str
+    parent: str | None
+    """Version that it changes; None for the base, and where no run tells."""
+    change: str
+    """What it changes, in words; empty where no run tells."""
+    runs: SeedGroup
+    """Runs of the version's own configuration, one of each seed; () where there is none."""
+    left_out: tuple[str, ...]
+    """Why others do not count, a sentence each."""
+
+    @property
+    def is_control(self) -> bool:
+        return self.version in CONTROLS
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """All versions, controls first."""
+
+    scale: str
+    rungs: tuple[Rung, ...]
+    others: tuple[FinishedRun, ...]
+    """Readable runs of the scale that do not count."""
+    metrics: Mapping[Path, Metrics]
+    """Folder of a run -> its metrics, where they are kept."""
+    left_out: tuple[str, ...]
+    """Versions and runs that do not count, a sentence each."""
+
+    @property
+    def runs(self) -> tuple[FinishedRun, ...]:
+        """Runs that count, in the order of the versions."""
+        return tuple(run for rung in self.rungs for run in rung.runs)
+
+    def curve(self, run: FinishedRun, name: str) -> Curve | None:
+        """One quantity over training tokens, None where it was not kept; every step sees as many tokens."""
+        steps, values = series(self.metrics.get(run.folder, []), name)
+        if len(steps) == 0:
+            return None
+        return Curve(run_name(run), steps * (run.result.tokens_seen / run.result.steps), values)
+
+
+def run_name(run: FinishedRun) -> str:
+    """``<version>/<run_id>``: the run's folder below ``reports/``."""
+    return f"{run.folder.parent.name}/{run.folder.name}"
+
+
+def read_ladder(reports_root: Path, scale: str, versions: Sequence[str]) -> Ladder:
+    """Read the versions' records below `reports_root`.
+
+    Overrides are not recorded beside a report, so a version's own configuration is told by comparing: it is the one run
+    with most seeds; of several the one that differs in fewest settings from the parent's; of several the newest.
+
+    Args:
+        reports_root: ``reports/``.
+        scale: name of the train group; runs of others only tell a version's parent and change.
+        versions: in the order of the table.
+    """
+    ordered = sorted(dict.fromkeys(versions), key=lambda version: version not in CONTROLS)
+    left_out: dict[str, list[str]] = {version: [] for version in ordered}
+    readable = {version: _read_runs(reports_root, version, left_out[version]) for version in ordered}
+    told = {version: max(runs, key=_age).experiment for version, runs in readable.items() if runs}
+    parents = {version: experiment.parent for version, experiment in told.items()}
+    misplaced = {version: reason for version in ordered if (reason := _misplaced(version, parents, ordered))}
+    for version, reason in misplaced.items():
+        left_out[version].append(reason)
+    at_scale = {
+        version: [run for run in readable[version] if run.result.scale == scale]
+        for version in ordered
+        if version not in misplaced
+    }
+    metrics: dict[Path, Metrics] = {}
+    for version, runs in at_scale.items():
+        metrics |= _read_metrics(reports_root, runs, left_out[version])
+    usable = _without_contradictions(at_scale, left_out)
+    own = _own_groups(usable, parents)
+    for version, group in own.items():
+        left_out[version] += [_why_not(run, group) for run in usable[version] if run not in group]
+    rungs = tuple(
+        Rung(
+            version,
+            parents.get(version),
+            told[version].change if version in told else "",
+            own[version],
+            tuple(left_out[version]),
+        )
+        for version in at_scale
+    )
+    counted = {run.folder for rung in rungs for run in rung.runs}
+    return Ladder(
+        scale,
+        rungs,
+        others=tuple(run for runs in at_scale.values() for run in runs if run.folder not in counted),
+        metrics=metrics,
+        left_out=tuple(dict.fromkeys(sentence for version in ordered for sentence in left_out[version])),
+    )
+
+
+def _read_runs(reports_root: Path, version: str, left_out: list[str]) -> list[FinishedRun]:
+    """Runs of any scale, by name; a sentence joins `left_out` for each one that cannot be read."""
+    runs = []
+    folders = {
+        path.parent for name in ("config.yaml", "result.json") for path in (reports_root / version).glob(f"*/{name}")
+    }
+    for folder in sorted(folders):
+        try:
+            run = load_run(folder)
+        except UserError as error:
+            left_out.append(_relative(error, reports_root))
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            left_out.append(f"{version}/{folder.name} cannot be read ({_relative(error, reports_root)}).")
+            continue
+        named = {run.result.version, run.experiment.version}
+        if named != {version}:
+            other = " and ".join(sorted(named - {version}))
+            left_out.append(
+                f"{run_name(run)} calls itself a run of {other}, not of {version}: put it where it belongs."
+            )
+        else:
+            runs.append(run)
+    return runs
+
+
+def _read_metrics(reports_root: Path, runs: Iterable[FinishedRun], left_out: list[str]) -> dict[Path, Metrics]:
+    """Folder -> metrics of the runs that have them; a run whose file is damaged counts, without its curve."""
+    found = {}
+    for run in runs:
+        path = run.folder / "metrics.jsonl"
+        if path.exists():
+            try:
+                found[run.folder] = read_metrics(path)
+            except (UserError, OSError) as error:
+                left_out.append(f"The curve of {run_name(run)}: {_relative(error, reports_root)}")
+    return found
+
+
+def _misplaced(version: str, parents: Mapping[str, str | None], versions: Sequence[str]) -> str | None:
+    """Why a version has no place among the others, None where it has one."""
+    chain = [version]
+    while (parent := parents.get(chain[-1])) is not None and parent not in chain:
+        chain.append(parent)
+    if parent == version:
+        return (
+            f"{version}: its parents close a circle, {' -> '.join([*chain, version])}; mend `parent` in a config.yaml."
+        )
+    first = parents.get(version)
+    if first is not None and first not in versions:
+        return f"{version}: its parent {first} is not among the versions of this table; name it as well."
+    return None
+
+
+def _without_contradictions(
+    runs: Mapping[str, list[FinishedRun]], left_out: Mapping[str, list[str]]
+) -> dict[str, list[FinishedRun]]:
+    """The runs without those that share a fingerprint, which promises equal numbers, and have different ones."""
+    contradicting: set[Path] = set()
+    every = sorted((run for several in runs.values() for run in several), key=lambda run: run.result.fingerprint)
+    for fingerprint, same in itertools.groupby(every, lambda run: run.result.fingerprint):
+        group = list(same)
+        if any(outcome(run) != outcome(group[0]) for run in group):
+            contradicting |= {run.folder for run in group}
+            sentence = (
+                f"{' and '.join(map(run_name, group))} have one fingerprint, {fingerprint[:8]}, and different results, "
+                "so the code changed in between or a run does not repeat: none of them is used."
+            )
+            for version in {run.result.version for run in group}:
+                left_out[version].append(sentence)
+    return {version: [run for run in several if run.folder not in contradicting] for version, several in runs.items()}
+
+
+def _own_groups(runs: Mapping[str, list[FinishedRun]], parents: Mapping[str, str | None]) -> dict[str, SeedGroup]:
+    """Version -> the runs that count; `parents` leads from none of the versions back to itself."""
+    own: dict[str, SeedGroup] = {}
+
+    def decide(version: str) -> SeedGroup:
+        if version not in own:
+            parent = parents.get(version)
+            above = decide(parent) if parent is not None and parent in runs else ()
+            # Groups with more seeds come first, then the newer, and min keeps that order among equals.
+            own[version] = min(seed_groups(runs[version]), key=lambda group: _rank(group, above), default=())
+        return own[version]
+
+    return {version: decide(version) for version in runs}
+
+
+def _rank(group: SeedGroup, above: SeedGroup) -> tuple[int, int]:
+    return -len(group), len(changed_settings(above[0], group[0])) if above else 0
+
+
+def _why_not(run: FinishedRun, group: SeedGroup) -> str:
+    """Why `run` is not in the group of its version that counts."""
+    differing = branches(changed_settings(group[0], run))
+    if differing:
+        return f"{run_name(run)} has other settings than the version's runs that count: {', '.join(differing)}."
+    if run.result.evaluation.test_tokens != group[0].result.evaluation.test_tokens:
+        return f"{run_name(run)} was evaluated on another number of tokens than the version's runs that count."
+    newer = next(other for other in group if other.result.seed == run.result.seed)
+    return f"{run_name(run)} repeats seed {run.result.seed}, of which the newer {run_name(newer)} counts."
+
+
+def _age(run: FinishedRun) -> tuple[Any, str]:
+    return run.result.started, run.result.run_id
+
+
+def _relative(error: Exception, reports_root: Path) -> str:
+    """An error's text on one line, with paths below `reports_root`, so that it reads the same wherever that lies."""
+    return " ".join(str(error).replace(f"{reports_root}/", "").split())

@@ -1,0 +1,127 @@
+"""Figures of the ladder's table: deltas to the parent, validation over training, perplexity against energy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from asnn_goose.reporting.drawing import (
+    BLACK,
+    BLUE,
+    CYCLE,
+    DASHED,
+    GREY,
+    VERMILLION,
+    Curve,
+    figure,
+    label_right,
+    line,
+    log_scale,
+    token_axis,
+)
+
+VERDICT_COLOURS = {"helps": BLUE, "hurts": VERMILLION}
+"""All other verdicts are grey."""
+
+
+class Interval(NamedTuple):
+    """A value of a version with its 95 % interval, None where it has none."""
+
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    verdict: str
+    is_control: bool
+
+
+def plot_deltas(deltas: Sequence[Interval], path: Path) -> Path:
+    """Forest plot of test perplexity over the parent's, on a log axis; controls above a line, in the order given."""
+    controls = [delta for delta in deltas if delta.is_control]
+    changes = [delta for delta in deltas if not delta.is_control]
+    gap = 1 if controls and changes else 0
+    with figure(path, 0.9 + 0.19 * (len(deltas) + gap)) as (axis,):
+        axis.axvline(1.0, color=BLACK, linewidth=0.8)
+        rows = [*range(len(controls)), *(len(controls) + gap + row for row in range(len(changes)))]
+        for row, delta in zip(rows, [*controls, *changes], strict=True):
+            _interval(axis, delta, row)
+        if gap:
+            axis.axhline(len(controls), **DASHED)
+            axis.text(
+                1.01, len(controls) - 0.35, "controls", transform=axis.get_yaxis_transform(), color=GREY, va="bottom"
+            )
+            axis.text(1.01, len(controls) + 0.35, "changes", transform=axis.get_yaxis_transform(), color=GREY, va="top")
+        axis.set_xscale("log")
+        axis.set_ylim(rows[-1] + 0.7, -0.7)
+        axis.set_yticks(rows, [delta.label for delta in [*controls, *changes]])
+        axis.tick_params(axis="y", length=0)
+        _ratio_axis(axis)
+        axis.set_xlabel("test perplexity over the parent's   (left: better)")
+    return path
+
+
+def plot_validation(curves: Sequence[Curve], path: Path) -> Path:
+    """Validation perplexity of all versions over training tokens, whole and from half of the training on."""
+    with figure(path, max(3.3, 0.9 + 0.15 * len(curves)), columns=2) as axes:
+        end = max(curve.tokens[-1] for curve in curves)
+        late = [_since(curve, end / 2) for curve in curves]
+        for axis, shown in zip(axes, (curves, late), strict=True):
+            for place, curve in enumerate(shown):
+                line(axis, curve, _colour(place))
+            log_scale(axis)
+            token_axis(axis, shown)
+        axes[1].set_xlim(end / 2, end)
+        axes[0].set_ylabel("validation perplexity")
+        label_right(axes[1], [(c.values[-1], c.label, _colour(place)) for place, c in enumerate(curves)])
+    return path
+
+
+def plot_tradeoff(points: Sequence[tuple[Interval, float]], path: Path) -> Path:
+    """Test perplexity with its interval against joules per token."""
+    from matplotlib.ticker import EngFormatter
+
+    with figure(path, max(3.0, 0.9 + 0.15 * len(points))) as (axis,):
+        for place, (point, joules) in enumerate(points):
+            _interval(axis, point, joules, _colour(place), vertical=True)
+        log_scale(axis)
+        axis.set_ylabel("test perplexity")
+        axis.xaxis.set_major_formatter(EngFormatter(unit="J", sep=" "))
+        axis.set_xlabel("energy per token")
+        label_right(axis, [(point.value, point.label, _colour(place)) for place, (point, _) in enumerate(points)])
+    return path
+
+
+def _interval(axis: Any, delta: Interval, at: float, colour: str | None = None, vertical: bool = False) -> None:
+    """A point with its interval, along y where vertical; hollow where there is no interval over seeds."""
+    shade = colour or VERDICT_COLOURS.get(delta.verdict, GREY)
+    if delta.low is not None and delta.high is not None:
+        ends = [delta.low, delta.high]
+        axis.plot(
+            *(([at, at], ends) if vertical else (ends, [at, at])), color=shade, linewidth=1.4, solid_capstyle="butt"
+        )
+    face = "white" if delta.verdict == "one seed" else shade
+    axis.plot(
+        *((at, delta.value) if vertical else (delta.value, at)), "o", color=shade, markerfacecolor=face, markersize=4.5
+    )
+
+
+def _since(curve: Curve, tokens: float) -> Curve:
+    """The part of a curve from `tokens` on, at least its last point."""
+    kept = curve.tokens >= min(tokens, curve.tokens[-1])
+    return Curve(curve.label, curve.tokens[kept], curve.values[kept])
+
+
+def _colour(place: int) -> str:
+    return CYCLE[place % len(CYCLE)]
+
+
+def _ratio_axis(axis: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+    low, high = axis.get_xlim()
+    if high / low < 3:
+        axis.xaxis.set_major_locator(MaxNLocator(7))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    assert np.isfinite([low, high]).all()

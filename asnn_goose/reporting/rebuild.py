@@ -1,0 +1,75 @@
+"""Every report again, from the records beside it or, where these are not whole, from the run."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from asnn_goose.errors import UserError
+from asnn_goose.reporting.comparison import run_folders
+from asnn_goose.reporting.report import write_report
+from asnn_goose.reporting.run_folder import RECORDS
+
+
+@dataclass
+class Rebuilt:
+    """What became of the reports."""
+
+    reports: list[Path] = field(default_factory=list)
+    """Paths of those that were written."""
+    incomplete: dict[Path, list[str]] = field(default_factory=dict)
+    """Folder whose report stays as it is -> RECORDS that it lacks."""
+    failures: dict[Path, str] = field(default_factory=dict)
+    """Folder -> why its report could not be written, in a sentence."""
+
+
+def find_run(name: str, runs_root: Path, reports_root: Path) -> Path:
+    """Folder of a finished run, given as a path or as ``<version>/<run_id>``; for the latter its records come first.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    version, _, run_id = name.strip("/").rpartition("/")
+    found = run_folders(version, runs_root, reports_root).get(run_id) if version else None
+    if not found:
+        raise UserError(
+            f"{name!r} is no folder, and no finished run below {runs_root} or {reports_root}: name a run's folder, or "
+            "its version and id as in v10/20261125-055936-s1-843762e7"
+        )
+    return found[0]
+
+
+def versions_with_runs(runs_root: Path, reports_root: Path) -> list[str]:
+    """Versions that have a finished run, by name."""
+    results = [path for root in (runs_root, reports_root) for path in root.glob("*/*/result.json")]
+    return sorted({path.parents[1].name for path in results})
+
+
+def rebuild_reports(
+    versions: Sequence[str],
+    runs_root: Path,
+    reports_root: Path,
+    watch: Callable[[Sequence[list[Path]]], Iterable[list[Path]]] = iter,
+) -> Rebuilt:
+    """Write the reports of all finished runs of some versions; one that fails keeps no other.
+
+    Args:
+        watch: wraps the loop over the runs, to show progress.
+    """
+    found = [folders for version in versions for folders in run_folders(version, runs_root, reports_root).values()]
+    rebuilt = Rebuilt()
+    for folders in watch(found):
+        first = folders[0]
+        if lacking := [name for name in RECORDS if not (first / name).exists()]:
+            rebuilt.incomplete[first] = lacking
+            continue
+        for folder in folders:
+            try:
+                rebuilt.reports.append(write_report(folder, reports_root, runs_root))
+                rebuilt.failures.pop(first, None)
+                break
+            except UserError as error:
+                rebuilt.failures.setdefault(first, str(error))
+    return rebuilt

@@ -1,0 +1,126 @@
+"""What there is of a member: finished runs and records, runs to resume, contradictions."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from asnn_goose.config import Experiment, fingerprint, load_dump
+from asnn_goose.config.keys import flatten
+from asnn_goose.config.load import RESOLVED
+from asnn_goose.errors import UserError
+from asnn_goose.reporting.comparison import FinishedRun, finished_runs, outcome
+from asnn_goose.reporting.metrics import read_metrics
+from asnn_goose.sweep.members import Member
+
+CHECKPOINT = "checkpoints/last.pt"
+"""In a run's folder, as train/checkpoint.py names it, which takes seconds to import."""
+
+
+class Places(NamedTuple):
+    """Where runs and reports go."""
+
+    runs: Path
+    reports: Path
+
+    @property
+    def ladder(self) -> Path:
+        """Folder of locks and of the workers' logs."""
+        return self.runs / ".ladder"
+
+
+def asked_fingerprint(experiment: Experiment) -> str:
+    """A run's fingerprint as far as it is known before anything is loaded, and its scale, since a table is of one.
+
+    For teacher, text, dtypes and kernels it holds what the configuration says instead of what that comes to. So it is
+    there at once, and a run made on another machine has the same.
+    """
+    values = flatten(experiment.model_dump(mode="json"))
+    said: dict[str, dict[str, object]] = {}
+    for key, what in RESOLVED.items():
+        said.setdefault(what, {})[key] = values.get(key)
+    resolved = {what: json.dumps(keys) for what, keys in said.items()}
+    return fingerprint(experiment, resolved | {"scale": experiment.train.scale})
+
+
+def finished(version: str, places: Places) -> dict[str, list[FinishedRun]]:
+    """asked_fingerprint -> finished runs of a version, newest first; the records beside reports count too."""
+    found: dict[str, list[FinishedRun]] = {}
+    for run in finished_runs(version, places.runs, places.reports):
+        found.setdefault(asked_fingerprint(run.experiment), []).append(run)
+    return found
+
+
+class Missing(NamedTuple):
+    """What is not done of some members."""
+
+    members: list[Member]
+    """Those without a finished run."""
+    contradictory: dict[str, str]
+    """Name of a member -> why its finished runs cannot all be true."""
+    unreported: list[str]
+    """Versions of which a finished run has no whole record beside a report."""
+
+
+def missing(members: Sequence[Member], places: Places) -> Missing:
+    """Sort out which members are finished."""
+    known = {version: finished(version, places) for version in {member.version for member in members}}
+    found = Missing([], {}, [])
+    for member in members:
+        runs = known[member.version].get(asked_fingerprint(member.experiment), [])
+        if not runs:
+            found.members.append(member)
+        elif reason := _contradiction(runs):
+            found.contradictory[member.name] = reason
+        if any(run.folder.is_relative_to(places.runs) for run in runs) and member.version not in found.unreported:
+            found.unreported.append(member.version)
+    return found
+
+
+def _contradiction(runs: Sequence[FinishedRun]) -> str | None:
+    first: dict[str, FinishedRun] = {}
+    for run in runs:
+        other = first.setdefault(run.result.fingerprint, run)
+        if outcome(other) != outcome(run):
+            return (
+                f"{run.folder} and {other.folder} have one fingerprint, {run.result.fingerprint[:8]}, and different "
+                "results: remove the one that is not to count, in runs/ and in reports/"
+            )
+    return None
+
+
+def unfinished(member: Member, places: Places) -> Path | None:
+    """Folder of the member's newest run that has a checkpoint and no result."""
+    folders = [folder for folder in _own_folders(member, places) if (folder / CHECKPOINT).exists()]
+    return next((folder for folder in folders if not (folder / "result.json").exists()), None)
+
+
+def newest_step(member: Member, places: Places) -> int:
+    """Optimiser steps logged by the member's newest run that has no result; 0 where there is none, or none readable."""
+    for folder in _own_folders(member, places):
+        if not (folder / "result.json").exists():
+            try:
+                return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
+            except UserError:
+                return 0
+    return 0
+
+
+def _own_folders(member: Member, places: Places) -> list[Path]:
+    """Folders of the member's runs, finished or not, the one that was started or resumed last first."""
+    asked = asked_fingerprint(member.experiment)
+    found = [
+        path for path in (places.runs / member.version).glob("*/provenance.json") if _asked_in(path.parent) == asked
+    ]
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+@cache
+def _asked_in(folder: Path) -> str | None:
+    """asked_fingerprint of a run's config.yaml, which never changes; None where it cannot be read."""
+    config = folder / "config.yaml"
+    try:
+        return asked_fingerprint(load_dump(config.read_text(encoding="utf-8"), str(config)))
+    except (UserError, OSError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,73 @@
+"""What the axes of the ladder's figures hold."""
+
+import numpy as np
+import pytest
+
+from asnn_goose.reporting import ladder_plots
+from asnn_goose.reporting.drawing import BLUE, GREY, VERMILLION, Curve
+from asnn_goose.reporting.ladder_plots import Interval, plot_deltas, plot_tradeoff, plot_validation
+
+
+@pytest.fixture
+def axes(monkeypatch) -> list:
+    """Axes of the figures that a test draws, as they are when each is saved."""
+    seen = []
+
+    def keeping(*arguments, **options):
+        drawing = figure(*arguments, **options)
+
+        class Kept:
+            def __enter__(self):
+                seen.extend(drawn := drawing.__enter__())
+                return drawn
+
+            def __exit__(self, *exception):
+                return drawing.__exit__(*exception)
+
+        return Kept()
+
+    figure = ladder_plots.figure
+    monkeypatch.setattr(ladder_plots, "figure", keeping)
+    return seen
+
+
+def test_the_forest_has_a_row_for_each_delta_in_the_colour_of_its_verdict(axes, tmp_path):
+    deltas = [
+        Interval("aa", 1.01, 0.99, 1.03, "no difference shown", True),
+        Interval("better", 0.8, 0.7, 0.9, "helps", False),
+        Interval("worse", 1.3, 1.2, 1.4, "hurts", False),
+        Interval("alone", 1.1, None, None, "one seed", False),
+    ]
+    assert plot_deltas(deltas, tmp_path / "deltas.png").stat().st_size > 0
+    (axis,) = axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["aa", "better", "worse", "alone"]
+    points = {line.get_xdata()[0]: line for line in axis.lines if line.get_marker() == "o"}
+    colours = {0.8: BLUE, 1.3: VERMILLION, 1.01: GREY, 1.1: GREY}
+    assert {value: point.get_color() for value, point in points.items()} == colours
+    assert [value for value, point in points.items() if point.get_markerfacecolor() == "white"] == [1.1]
+    reaches = {
+        tuple(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) == 2 and line.get_marker() != "o"
+    }
+    assert {(0.7, 0.9), (1.2, 1.4), (0.99, 1.03)} <= reaches
+    # The first row is at the top.
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]
+
+
+def test_validation_shows_the_whole_and_the_second_half(axes, tmp_path):
+    tokens = np.arange(0.0, 101.0, 10.0)
+    curves = [Curve(name, tokens, scale / (10 + tokens)) for name, scale in (("a", 1e4), ("b", 2e4))]
+    plot_validation(curves, tmp_path / "validation.png")
+    whole, late = axes
+    assert [line.get_xdata().tolist() for line in whole.lines[:2]] == [tokens.tolist()] * 2
+    assert [line.get_xdata().min() for line in late.lines[:2]] == [50.0, 50.0]
+    assert whole.get_yscale() == late.get_yscale() == "log"
+    assert {text.get_text() for text in late.texts} == {"a", "b"}
+
+
+def test_the_tradeoff_puts_energy_across_and_perplexity_up(axes, tmp_path):
+    point = Interval("base", 400.0, 380.0, 420.0, "base", False)
+    plot_tradeoff([(point, 1.5e-4)], tmp_path / "energy.png")
+    (axis,) = axes
+    (marker,) = [line for line in axis.lines if line.get_marker() == "o" and line.get_color() != GREY][:1]
+    assert (list(np.atleast_1d(marker.get_xdata())), list(np.atleast_1d(marker.get_ydata()))) == ([1.5e-4], [400.0])
+    assert any(list(line.get_ydata()) == [380.0, 420.0] for line in axis.lines if len(line.get_ydata()) == 2)

@@ -1,0 +1,139 @@
+"""The ladder's table: a small one by hand, its order, its figures, and the same bytes wherever the records lie."""
+
+import json
+import shutil
+
+import pytest
+
+from asnn_goose.reporting.ablation import write_roadmap
+from asnn_goose.reporting.ladder import read_ladder
+
+TABLE = """\
+# The ladder at scale cpu
+
+Of 1 version compared with the parent that each changes, 1 helps (child), none hurt and none show no difference; 1 has \
+no run that counts. A verdict needs a p-value below 0.05 after Holm's correction for the one comparison of the table. \
+Closest to the teacher is child with a test perplexity of 200.0 (200.0 to 200.0), 5.00 times the teacher's. aa changes \
+nothing but the seeds of base: its ratio of 1.050 is what noise alone makes. 5 runs count, with 102,400 training \
+tokens and 0.726 hours of computing in all.
+
+The same records to sort, lay over one another and compare: [index.html](index.html).
+
+## What each change does
+
+| version | change | seeds | test perplexity (95 %) | times the teacher | parent | ratio to the parent (95 %) | p, \
+corrected | verdict |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| [aa](aa/README.md) | What aa changes. | 1 | 420.0 (399.0 to 441.0, one seed) | 10.5 | base | 1.050 |  | one seed |
+| [base](base/README.md) | What base changes. | 2 | 400.0 (400.0 to 400.0) | 10.0 |  |  |  | base |
+| [child](child/README.md) | What child changes. | 2 | 200.0 (200.0 to 200.0) | 5.00 | base | \
+0.5000 (0.5000 to 0.5000) | 0 | helps |
+| gone |  |  |  |  |  |  |  | not run |
+
+Perplexities are geometric means over seeds, with Student's t-interval of their logarithms. A ratio below 1 is better \
+than the parent. Its interval is Student's t over the seeds that both were run with, pair by pair, since a seed \
+decides the initialisation and the order of the data. Marked "one seed", a perplexity's interval is the run's own, by \
+bootstrap over the test windows, and says nothing of other seeds. p is two-sided and corrected by Holm over the \
+whole table; the intervals are each for one comparison. None of them covers the choice of the test text.
+
+![deltas](roadmap/deltas.png)
+
+Test perplexity over the parent's, on a log axis, with 95 % intervals before the correction; left of 1 the version is \
+better. Hollow: one seed.
+
+## Likeness, spikes and cost
+
+| version | KL (nats per token) | same first choice | spike rate | spike operands | zero operands | energy, times the \
+teacher | tokens/s | wall time of a run |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| aa | 2.500 | 22.1 % | 24.3 % | 96.8 % | 52.7 % | 0.247 | 441 | 8 min 43 s |
+| base | 2.500 | 22.1 % | 24.3 % | 96.8 % | 52.7 % | 0.247 | 441 | 8 min 43 s |
+| child | 2.500 | 22.1 % | 24.3 % | 96.8 % | 52.7 % | 0.247 | 441 | 8 min 43 s |
+| gone |  |  |  |  |  |  |  | not run |
+
+Means over seeds. KL is that of the teacher to the student at temperature 1; spike operands are the share of the mixer \
+matrices' products whose operand is a spike, zero operands the share of these that are 0; energy is that of the \
+arithmetic, estimated. The teacher, smollm2, has a test perplexity of 40.00 at 619 µJ per token.
+
+![validation](roadmap/validation.png)
+
+Validation perplexity on a log axis, geometric means over seeds; right: its end.
+
+![energy](roadmap/energy.png)
+
+Test perplexity with its 95 % interval against the estimated energy of the student's arithmetic. The teacher, smollm2, \
+has a test perplexity of 40.00 at 619 µJ per token.
+"""
+
+
+def test_a_small_table_by_hand(small_ladder):
+    paths = write_roadmap(small_ladder, "cpu", ["base", "child", "aa", "gone"])
+    assert (small_ladder / "roadmap.md").read_text() == TABLE
+    names = ("roadmap.md", "roadmap/deltas.png", "roadmap/validation.png", "roadmap/energy.png", "index.html")
+    assert paths == [small_ladder / name for name in names]
+
+
+def test_controls_come_first_and_the_others_as_given(small_ladder, record):
+    record("ce_only", 0, 500.0)
+    versions = ("gone", "child", "base", "ce_only", "aa")
+    assert [rung.version for rung in read_ladder(small_ladder, "cpu", versions).rungs] == [
+        "ce_only",
+        "aa",
+        "gone",
+        "child",
+        "base",
+    ]
+    write_roadmap(small_ladder, "cpu", versions)
+    rows = [
+        line.split(" | ")[0] for line in (small_ladder / "roadmap.md").read_text().splitlines() if line.startswith("| ")
+    ]
+    assert rows[2:4] == ["| [ce_only](ce_only/README.md)", "| [aa](aa/README.md)"]
+
+
+def test_a_ladder_without_runs_is_a_table_of_what_is_missing(tmp_path):
+    assert [path.name for path in write_roadmap(tmp_path, "cpu", ["base", "aa"])] == ["roadmap.md", "index.html"]
+    text = (tmp_path / "roadmap.md").read_text()
+    assert text.splitlines()[2] == (
+        "No version can be compared with its parent yet. 0 runs count, with 0 training tokens and 0 hours of computing "
+        "in all."
+    )
+    assert "| aa | not run |\n| base | not run |" in text
+
+
+def test_a_figure_of_an_earlier_table_goes(small_ladder):
+    versions = ["base", "child", "aa", "gone"]
+    write_roadmap(small_ladder, "cpu", versions)
+    for path in small_ladder.glob("*/*/metrics.jsonl"):
+        path.unlink()
+    paths = write_roadmap(small_ladder, "cpu", versions)
+    assert small_ladder / "roadmap" / "validation.png" not in paths
+    assert sorted(path.name for path in (small_ladder / "roadmap").iterdir()) == ["deltas.png", "energy.png"]
+    assert "validation.png" not in (small_ladder / "roadmap.md").read_text()
+
+
+def test_the_same_records_give_the_same_bytes_wherever_they_lie(small_ladder, record, tmp_path_factory):
+    """Two sentences of what is left out name paths or runs."""
+    record("orphan", 0, 300.0, parent="nobody")
+    (record("spoilt", 0, 300.0) / "result.json").write_text("{")
+    versions = ["base", "child", "aa", "gone", "spoilt", "orphan"]
+    elsewhere = shutil.copytree(small_ladder, tmp_path_factory.mktemp("elsewhere") / "other" / "reports")
+    lines = (write_roadmap(small_ladder, "cpu", versions)[0]).read_text().splitlines()
+    assert sum(line.startswith("- ") for line in lines) == 2
+    first = [path.read_bytes() for path in write_roadmap(small_ladder, "cpu", versions)]
+    assert [path.read_bytes() for path in write_roadmap(small_ladder, "cpu", versions)] == first
+    assert [path.read_bytes() for path in write_roadmap(elsewhere, "cpu", versions)] == first
+
+
+def test_the_mean_curve_is_geometric_over_the_looks_in_common(record, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "asnn_goose.reporting.ablation.plot_validation", lambda curves, path: seen.extend(curves) or path
+    )
+    for seed, looks in enumerate(({0: 100.0, 5: 40.0, 10: 20.0}, {0: 400.0, 10: 45.0})):
+        folder = record("base", seed, 400.0)
+        lines = [json.dumps({"step": step, "val_ppl": value}) for step, value in looks.items()]
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    write_roadmap(tmp_path, "cpu", ["base"])
+    (curve,) = seen
+    assert curve.label == "base" and curve.tokens.tolist() == [0, 10240]
+    assert curve.values == pytest.approx([200.0, 30.0])

@@ -1,0 +1,212 @@
+"""The page of the ladder in a browser, from its file alone: it loads, sorts, compares, and shows what one chooses."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bokeh.models import ColumnDataSource, GlyphRenderer, Plot, Scatter
+from playwright.sync_api import Error, Page, sync_playwright
+
+from asnn_goose.reporting.ablation import write_roadmap
+from asnn_goose.reporting.effects import effects
+from asnn_goose.reporting.ladder import read_ladder
+from asnn_goose.reporting.page_figures import version_tree
+
+VERSIONS = ("base", "child", "grandchild", "sibling", "gone")
+PERPLEXITIES = {"base": 300.0, "child": 90.0, "grandchild": 1200.0, "sibling": 299.0}
+"""As text, 1,200 would come before 299 and 90."""
+PARENTS = {"base": None, "child": "base", "grandchild": "child", "sibling": "base"}
+HOSTILE = "A </script><b>bold</b> \"quoted\" & 'single' change."
+
+
+@pytest.fixture(scope="module")
+def reports(make_run, tmp_path_factory) -> Path:
+    """Two seeds of four versions; the grandchild has another weight of CE than the others."""
+    root = tmp_path_factory.mktemp("reports")
+    for place, (version, ppl) in enumerate(PERPLEXITIES.items()):
+        for seed in (0, 1):
+            settings = {"version": version, "parent": PARENTS[version], "seed": seed, "change": f"Of {version}."}
+            if version == "grandchild":
+                settings |= {"change": HOSTILE, "distillation.losses.ce.weight": 0.5}
+            fingerprint = hashlib.sha256(f"{version} {seed}".encode()).hexdigest()
+            results = {"student.test_ppl": ppl + seed, "ratio_to_teacher": ppl / 35.48, "fingerprint": fingerprint}
+            if version == "sibling":
+                results["spikes"] = None
+            make_run(root, settings, results, hours=2 * place + seed)
+    write_roadmap(root, "cpu", VERSIONS)
+    return root
+
+
+@pytest.fixture(scope="module")
+def browser():
+    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        try:
+            # A container runs as root, which Chromium's sandbox refuses.
+            chromium = playwright.chromium.launch(executable_path=system, args=["--no-sandbox"])
+        except Error as error:
+            pytest.skip(f"no Chromium to open the page in: {str(error).splitlines()[0]}")
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Open a page at 1280 pixels and, at the end of the test, see that nothing failed and nothing was fetched."""
+    page, troubles, fetched = browser.new_page(viewport={"width": 1280, "height": 900}), [], []
+    page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda request: fetched.append(request.url))
+
+    def show(path: Path) -> Page:
+        page.goto(path.as_uri())
+        page.wait_for_function("Bokeh.documents.length == document.querySelectorAll('section > div').length")
+        return page
+
+    yield show
+    page.close()
+    assert troubles == []
+    assert fetched and all(url == fetched[0] and url.endswith("/index.html") for url in fetched)
+
+
+def table(page: Page, title: str) -> list[list[str]]:
+    """Cells of a section's table as they stand on the screen, row by row."""
+    section = page.locator("section", has=page.locator("h2", has_text=title))
+    section.locator(".slick-row").first.wait_for(state="attached")
+    # Of a frozen column the cells lie in rows of their own at the same height.
+    cells = section.locator(".slick-cell").evaluate_all(
+        """cells => cells.map(cell => {
+            const {x, y} = cell.getBoundingClientRect()
+            return {x, y, text: cell.innerText.trim()}
+        })"""
+    )
+    rows: dict[float, list[tuple[float, str]]] = {}
+    for cell in cells:
+        rows.setdefault(cell["y"], []).append((cell["x"], cell["text"]))
+    return [[text for _, text in sorted(row)] for _, row in sorted(rows.items())]
+
+
+def test_a_click_on_a_header_sorts_the_numbers(opened, reports):
+    page = opened(reports / "index.html")
+    assert [row[0] for row in table(page, "Versions")] == list(VERSIONS)
+    header = page.locator(".slick-header-column", has_text="test perplexity")
+    header.click()
+    rows = table(page, "Versions")
+    assert [row[0] for row in rows] == ["child", "sibling", "base", "grandchild", "gone"]
+    assert [row[3].split(" ")[0] for row in rows] == ["90.50", "299.5", "300.5", "1,200", ""]
+    header.click()
+    assert [row[0] for row in table(page, "Versions")][1:] == ["grandchild", "base", "sibling", "child"]
+
+
+def test_the_rows_tell_what_the_markdown_tells(opened, reports):
+    """Cell by cell: the first table of roadmap.md has the same columns in the same order."""
+    page = opened(reports / "index.html")
+    lines = (reports / "roadmap.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| version"))
+    for row, line in zip(table(page, "Versions"), lines[start + 2 :], strict=False):
+        told = [cell.strip() for cell in line.strip("|").split("|")]
+        assert told[0].strip("[").split("]")[0] == row[0]
+        assert told[1:] == row[1 : len(told)]
+
+
+def test_two_runs_are_compared_setting_by_setting(opened, reports):
+    page = opened(reports / "index.html")
+    assert table(page, "Settings of two runs") == [["seed", "0", "1"]]
+    first, second = page.locator("select:not([multiple])").all()
+    names = first.locator("option").all_inner_texts()
+    assert [name.split("/")[0] for name in names] == [version for version in PERPLEXITIES for _ in (0, 1)]
+    second.select_option(names[5])
+    weight = "distillation.losses.ce.weight"
+    assert sorted(table(page, "Settings of two runs")) == [[weight, "0.3", "0.5"], ["seed", "0", "1"]]
+    first.select_option(names[4])
+    assert table(page, "Settings of two runs") == [["seed", "0", "1"]]
+    second.select_option(names[2])
+    assert table(page, "Settings of two runs") == [[weight, "0.5", "0.3"]]
+
+
+def test_the_chosen_runs_are_drawn(opened, reports):
+    page = opened(reports / "index.html")
+
+    def drawn() -> list[str]:
+        return page.evaluate(
+            """Array.from(Bokeh.documents).flatMap(document => Array.from(document._all_models.values()))
+                .filter(model => model.type == "GlyphRenderer" && model.glyph.type == "MultiLine")
+                .map(model => model.data_source.data.run).filter(runs => runs !== undefined)[0]"""
+        )
+
+    chosen = drawn()
+    assert [name.split("/")[0] for name in chosen] == list(PERPLEXITIES) and all("-s0-" in name for name in chosen)
+    page.locator(".choices__button").first.click()
+    assert drawn() == chosen[1:]
+    page.locator("input.choices__input").fill("base")
+    page.locator(".choices__item--choice", has_text="-s1-").first.click()
+    assert [name.split("/")[0] for name in drawn()] == ["child", "grandchild", "sibling", "base"]
+    assert "-s1-" in drawn()[-1]
+
+
+def test_words_of_a_run_are_text(opened, reports):
+    """In the table, and where one points at the grandchild: in row 2 of the tree, two steps to the right."""
+    page = opened(reports / "index.html")
+    assert table(page, "Versions")[2][1] == HOSTILE
+    page.locator("h2", has_text="What changes what").scroll_into_view_if_needed()
+    x, y = page.evaluate(
+        """() => {
+            const {frame, el} = Array.from(Bokeh.index).find(view => view.frame)
+            const {x, y} = el.getBoundingClientRect()
+            return [x + frame.bbox.x + frame.x_scale.compute(2), y + frame.bbox.y + frame.y_scale.compute(2)]
+        }"""
+    )
+    # Without the first step there is no way to enter the figure.
+    page.mouse.move(x - 40, y)
+    page.mouse.move(x, y)
+    told = page.locator("td", has_text="bold")
+    told.wait_for()
+    assert told.inner_text() == HOSTILE
+    assert page.locator("b").count() == 0
+
+
+def test_nothing_leaves_the_width_of_the_window(opened, reports):
+    assert opened(reports / "index.html").evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_a_ladder_without_runs_has_a_page(opened, tmp_path):
+    write_roadmap(tmp_path, "cpu", VERSIONS)
+    page = opened(tmp_path / "index.html")
+    assert page.locator("body > p").all_inner_texts()[1] == "No run counts at scale cpu yet."
+    assert [row[0] for row in table(page, "Versions")] == list(VERSIONS)
+    assert page.locator("section").count() == 1
+    write_roadmap(tmp_path, "cpu", [])
+    assert opened(tmp_path / "index.html").locator("section").count() == 0
+
+
+def test_every_version_stands_below_its_parent_and_one_step_to_the_right(reports):
+    tree = version_tree(effects(read_ladder(reports, "cpu", VERSIONS)))
+    assert isinstance(tree, Plot)
+    drawn = [each for each in tree.renderers if isinstance(each, GlyphRenderer) and isinstance(each.glyph, Scatter)]
+    source = drawn[0].data_source
+    assert isinstance(source, ColumnDataSource)
+    nodes = source.data
+    places = dict(zip(nodes["version"], zip(nodes["depth"], nodes["row"], strict=True), strict=True))
+    assert places == {"base": (0, 0), "child": (1, 1), "grandchild": (2, 2), "sibling": (1, 3)}
+
+
+def test_the_same_records_give_the_same_bytes(reports, tmp_path):
+    """Here for the second time, and in another process whose sets have another order."""
+    first = (reports / "index.html").read_bytes()
+    copied = shutil.copytree(reports, tmp_path / "reports")
+    for seed in (None, "1", "2"):
+        (copied / "index.html").unlink()
+        if seed is None:
+            write_roadmap(copied, "cpu", VERSIONS)
+        else:
+            code = "import pathlib, sys; from asnn_goose.reporting.ablation import write_roadmap as write\n"
+            code += "write(pathlib.Path(sys.argv[1]), 'cpu', sys.argv[2:])"
+            subprocess.run(
+                [sys.executable, "-c", code, str(copied), *VERSIONS],
+                check=True, cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONHASHSEED": seed},
+            )  # fmt: skip
+        assert (copied / "index.html").read_bytes() == first

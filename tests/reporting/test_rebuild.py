@@ -1,0 +1,149 @@
+"""Records beside reports: whole, small, and enough to make every report again byte by byte where there is no runs/."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from asnn_goose import cli
+from asnn_goose.errors import UserError
+from asnn_goose.reporting import read_metrics, write_report
+from asnn_goose.reporting.comparison import finished_runs, run_folders
+from asnn_goose.reporting.rebuild import find_run, rebuild_reports, versions_with_runs
+from asnn_goose.reporting.run_folder import RECORDS
+
+BASE = {"version": "base", "parent": None, "distillation.temperature.mode": "fixed"}
+
+
+@pytest.fixture(scope="module")
+def clone(make_run, tmp_path_factory) -> Path:
+    """Folder with runs/ and the reports/ made from it: a base with two seeds, one of them long, and its child."""
+    root = tmp_path_factory.mktemp("clone")
+    for number, settings in enumerate((BASE, BASE | {"seed": 1}, {"seed": 1})):
+        folder = make_run(root / "runs", settings, {"student.test_ppl": 430.0 + number}, hours=number)
+        if number == 1:
+            for step in range(20, 1020):
+                folder.log(step, lr=1e-3, loss_total=5.0, loss_ce_raw=3.0, loss_ce_weighted=3.0)
+    assert rebuild_reports(["base", "child"], root / "runs", root / "reports").failures == {}
+    return root
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_records_are_the_runs_files_with_thinned_metrics(clone):
+    for run in (clone / "runs").glob("*/*"):
+        record = clone / "reports" / run.parent.name / run.name
+        for name in ("result.json", "config.yaml", "provenance.json", "raster.npz"):
+            assert (record / name).read_bytes() == (run / name).read_bytes()
+        lines, kept = read_metrics(run / "metrics.jsonl"), read_metrics(record / "metrics.jsonl")
+        assert len(kept) == min(200, len(lines)) and kept == [line for line in lines if line in kept]
+        if len(lines) <= 200:
+            assert (record / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+
+
+def test_reports_are_made_again_from_the_records_alone(clone, tmp_path):
+    """Every report.md, figure and list is deleted first, and there are no runs."""
+    expected = files_below(clone / "reports")
+    shutil.copytree(clone / "reports", tmp_path / "reports", ignore=shutil.ignore_patterns("*.md", "*.png"))
+    assert len(files_below(tmp_path / "reports")) == 3 * (len(RECORDS) + 1)
+    rebuilt = rebuild_reports(["base", "child"], tmp_path / "runs", tmp_path / "reports")
+    assert (len(rebuilt.reports), rebuilt.incomplete, rebuilt.failures) == (3, {}, {})
+    assert files_below(tmp_path / "reports") == expected
+
+
+def test_the_command_makes_all_reports_or_one(clone, tmp_path, monkeypatch, capfd):
+    expected = files_below(clone / "reports")
+    shutil.copytree(clone / "reports", tmp_path / "reports", ignore=shutil.ignore_patterns("*.md", "*.png"))
+    monkeypatch.setenv("ASNN_GOOSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("ASNN_GOOSE_REPORTS", str(tmp_path / "reports"))
+    (record,) = (tmp_path / "reports" / "child").glob("*/")
+    for name in (str(record), f"child/{record.name}"):
+        assert cli.command(["report", name]) == 0
+        assert capfd.readouterr().out == f"{record / 'report.md'}\n"
+        assert (record / "report.md").read_bytes() == expected[f"child/{record.name}/report.md"]
+    assert not list((tmp_path / "reports" / "base").glob("*/report.md"))
+    assert cli.command(["report", "--all"]) == 0
+    assert capfd.readouterr().out == "reports written: 3\n"
+    assert files_below(tmp_path / "reports") == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["report"], "error: report : name runs, or give --all"),
+        (["report", "--every"], "error: report --every: name runs, or give --all"),
+        (["report", "--all", "v10/x"], "error: report --all v10/x: name runs, or give --all"),
+        (["report", "v10/nothing"], "error: 'v10/nothing' is no folder, and no finished run below"),
+        (["report", "nothing"], "error: 'nothing' is no folder, and no finished run below"),
+        ([], "usage: python -m asnn_goose.cli report (--all | RUN ...)"),
+        (["train"], "usage: python -m asnn_goose.cli report (--all | RUN ...)"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(argv, told, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("ASNN_GOOSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("ASNN_GOOSE_REPORTS", str(tmp_path / "reports"))
+    assert cli.command(argv) == 2
+    printed = capfd.readouterr()
+    assert printed.err.startswith(told) and printed.err.count("\n") == 1 and printed.out == ""
+
+
+def test_what_is_damaged_is_told_and_the_rest_is_made(clone, tmp_path, monkeypatch, capfd):
+    shutil.copytree(clone / "reports", tmp_path / "reports", ignore=shutil.ignore_patterns("*.md", "*.png"))
+    monkeypatch.setenv("ASNN_GOOSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("ASNN_GOOSE_REPORTS", str(tmp_path / "reports"))
+    torn, old = sorted((tmp_path / "reports" / "base").iterdir())
+    (torn / "result.json").write_bytes((torn / "result.json").read_bytes()[:300])
+    (old / "provenance.json").unlink()
+    assert cli.command(["report", "--all"]) == 1
+    printed = capfd.readouterr()
+    assert printed.out == f"reports written: 1\n{old} has no provenance.json, so its report stays as it is\n"
+    assert f"{torn}: {torn / 'result.json'} is not the result of a run" in printed.err
+    assert [path.parents[1].name for path in (tmp_path / "reports").glob("*/*/report.md")] == ["child"]
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "raster.npz", "metrics.jsonl", "provenance.json"])
+def test_any_torn_file_is_one_sentence(clone, tmp_path, file):
+    shutil.copytree(clone / "reports", tmp_path / "reports")
+    (record,) = (tmp_path / "reports" / "child").glob("*/")
+    (record / file).write_bytes(b"\xff\x00{\n\n" + (record / file).read_bytes()[:50])
+    rebuilt = rebuild_reports(["base", "child"], tmp_path / "runs", tmp_path / "reports")
+    assert len(rebuilt.reports) == 2 and list(rebuilt.failures) == [record]
+    assert str(record / file) in rebuilt.failures[record] and "\n" not in rebuilt.failures[record]
+
+
+def test_the_run_mends_a_torn_record(clone, tmp_path):
+    expected = files_below(clone / "reports")
+    shutil.copytree(clone, tmp_path, dirs_exist_ok=True)
+    (record,) = (tmp_path / "reports" / "child").glob("*/")
+    (record / "result.json").write_text("{")
+    assert rebuild_reports(["child"], tmp_path / "runs", tmp_path / "reports").failures == {}
+    assert files_below(tmp_path / "reports") == expected
+
+
+def test_one_place_to_read_from(make_run, tmp_path):
+    runs, reports = tmp_path / "runs", tmp_path / "reports"
+    run = make_run(runs)
+    record = reports / "child" / run.run_id
+    assert run_folders("child", runs, reports) == {run.run_id: [run.path]}
+    assert find_run(f"child/{run.run_id}", runs, reports) == run.path
+    write_report(run.path, reports, runs)
+    assert run_folders("child", runs, reports) == {run.run_id: [record, run.path]}
+    assert find_run(f"child/{run.run_id}", runs, reports) == record
+    assert find_run(str(run.path), runs, reports) == run.path
+    # A record of earlier days, with less in it, comes behind the run.
+    (record / "metrics.jsonl").unlink()
+    assert run_folders("child", runs, reports) == {run.run_id: [run.path, record]}
+    assert versions_with_runs(runs, reports) == ["child"]
+    with pytest.raises(UserError, match="is no folder, and no finished run below"):
+        find_run("child/other", runs, reports)
+
+
+def test_a_damaged_run_is_warned_of_once(make_run, tmp_path, caplog):
+    run = make_run(tmp_path / "runs")
+    run.result.write_text(json.dumps({"version": "child"}))
+    for _ in range(3):
+        assert finished_runs("child", tmp_path / "runs", tmp_path / "reports") == []
+    assert len(caplog.records) == 1 and str(run.result) in caplog.text
