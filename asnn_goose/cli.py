@@ -284,10 +284,11 @@ def _report(argv: Sequence[str]) -> int:
 
 def command(argv: Sequence[str]) -> int:
     """``python -m asnn_goose.cli report ...``; returns the exit status."""
-    if argv[:1] == ["report"]:
+    asked = bool({"--help", "-h"} & set(argv))
+    if argv[:1] == ["report"] and not asked:
         return report(argv[1:])
-    print("usage: python -m asnn_goose.cli report (--all | RUN ...)", file=sys.stderr)
-    return 2
+    print("usage: python -m asnn_goose.cli report (--all | RUN ...)", file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
 
 
 if __name__ == "__main__":
