@@ -63,7 +63,7 @@ def report(argv: Sequence[str]) -> int:
     """Make reports again from the records beside them, or from runs/; returns the exit status.
 
     Args:
-        argv: folders of runs, or names ``<version>/<run_id>``; or ``--all``.
+        argv: folders of runs, or names ``<version>/<run_id>``; or ``--all``, which writes the ladder's table as well.
     """
     return _in_a_sentence(lambda: _report(argv), argv, "stopped")
 
@@ -263,6 +263,7 @@ def _complain(problems: Mapping[str, str]) -> int:
 def _report(argv: Sequence[str]) -> int:
     from asnn_goose.reporting import write_report
     from asnn_goose.reporting.rebuild import find_run, rebuild_reports, versions_with_runs
+    from asnn_goose.sweep import write_table
 
     _log_to_stderr("--debug" in argv)
     runs_root, reports_root = _folder("runs"), _folder("reports")
@@ -277,6 +278,8 @@ def _report(argv: Sequence[str]) -> int:
     versions = versions_with_runs(runs_root, reports_root)
     done = rebuild_reports(versions, runs_root, reports_root, lambda runs: tqdm(runs, unit="report", disable=None))
     print(f"reports written: {len(done.reports)}")
+    if versions:
+        write_table(reports_root)
     for folder, lacking in done.incomplete.items():
         print(f"{folder} has no {' and no '.join(lacking)}, so its report stays as it is")
     return _complain({str(folder): reason for folder, reason in done.failures.items()})

@@ -1,10 +1,11 @@
-"""``reports/roadmap.md``: what each version of the ladder does to its parent, a pure function of the records there."""
+"""``reports/roadmap.md``: what each version of the ladder does to its parent, from the records there alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from asnn_goose.config import Experiment
 from asnn_goose.reporting.ablation_words import (
     how_judged,
     how_measured,
@@ -24,7 +25,9 @@ from asnn_goose.reporting.run_folder import write_errors, write_text
 FIGURES = ("deltas", "validation", "energy")
 
 
-def write_roadmap(reports_root: Path, scale: str, versions: Sequence[str]) -> list[Path]:
+def write_roadmap(
+    reports_root: Path, scale: str, versions: Sequence[str], asked: Mapping[str, Experiment] | None = None
+) -> list[Path]:
     """Write roadmap.md, its figures and index.html from the runs of one scale; the same files give the same bytes.
 
     Args:
@@ -32,6 +35,7 @@ def write_roadmap(reports_root: Path, scale: str, versions: Sequence[str]) -> li
             last, a run counts and has no curve.
         scale: name of the train group.
         versions: in the order of the table, which puts the controls first. One without runs is listed as not run.
+        asked: version -> its configuration, as :func:`read_ladder` takes it.
 
     Returns:
         Paths of what was written: roadmap.md, the figures, index.html.
@@ -39,7 +43,7 @@ def write_roadmap(reports_root: Path, scale: str, versions: Sequence[str]) -> li
     Raises:
         UserError: nothing can be written there. What cannot be read is named in roadmap.md and left out.
     """
-    ladder = read_ladder(reports_root, scale, versions)
+    ladder = read_ladder(reports_root, scale, versions, asked)
     found = effects(ladder)
     folder = reports_root / "roadmap"
     with write_errors(folder):

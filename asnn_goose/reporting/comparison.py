@@ -54,7 +54,12 @@ def load_run(folder: Path) -> FinishedRun:
 
 def changed_settings(before: FinishedRun, after: FinishedRun) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (before, after) of every setting that can change a number and differs, the seed apart."""
-    differing = delta(after.experiment, before.experiment)
+    return changed_experiment(before.experiment, after.experiment)
+
+
+def changed_experiment(before: Experiment, after: Experiment) -> dict[str, tuple[Any, Any]]:
+    """:func:`changed_settings` of two configurations."""
+    differing = delta(after, before)
     return {key: pair for key, pair in differing.items() if key not in NOT_NUMBERS | {"seed"}}
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asnn_goose.config import Experiment
 from asnn_goose.errors import UserError
-from asnn_goose.reporting.comparison import FinishedRun, changed_settings, load_run, outcome
+from asnn_goose.reporting.comparison import FinishedRun, changed_experiment, changed_settings, load_run, outcome
 from asnn_goose.reporting.drawing import Curve
 from asnn_goose.reporting.metrics import Metrics, read_metrics, series
 from asnn_goose.reporting.seeds import SeedGroup, branches, seed_groups
@@ -67,17 +68,20 @@ def run_name(run: FinishedRun) -> str:
     return f"{run.folder.parent.name}/{run.folder.name}"
 
 
-def read_ladder(reports_root: Path, scale: str, versions: Sequence[str]) -> Ladder:
+def read_ladder(
+    reports_root: Path, scale: str, versions: Sequence[str], asked: Mapping[str, Experiment] | None = None
+) -> Ladder:
     """Read the versions' records below `reports_root`.
-
-    Overrides are not recorded beside a report, so a version's own configuration is told by comparing: it is the one run
-    with most seeds; of several the one that differs in fewest settings from the parent's; of several the newest.
 
     Args:
         reports_root: ``reports/``.
         scale: name of the train group; runs of others only tell a version's parent and change.
         versions: in the order of the table.
+        asked: version -> its configuration. A run counts where it differs from the base's runs in nothing but keys
+            in which these two versions do. Of several settings those asked for count; else those run with most
+            seeds; else those that differ in fewest settings from the parent's; else the newest.
     """
+    asked = asked or {}
     ordered = sorted(dict.fromkeys(versions), key=lambda version: version not in CONTROLS)
     left_out: dict[str, list[str]] = {version: [] for version in ordered}
     readable = {version: _read_runs(reports_root, version, left_out[version]) for version in ordered}
@@ -95,7 +99,7 @@ def read_ladder(reports_root: Path, scale: str, versions: Sequence[str]) -> Ladd
     for version, runs in at_scale.items():
         metrics |= _read_metrics(reports_root, runs, left_out[version])
     usable = _without_contradictions(at_scale, left_out)
-    own = _own_groups(usable, parents)
+    own = _own_groups(usable, parents, asked)
     for version, group in own.items():
         left_out[version] += [_why_not(run, group) for run in usable[version] if run not in group]
     rungs = tuple(
@@ -191,29 +195,45 @@ def _without_contradictions(
     return {version: [run for run in several if run.folder not in contradicting] for version, several in runs.items()}
 
 
-def _own_groups(runs: Mapping[str, list[FinishedRun]], parents: Mapping[str, str | None]) -> dict[str, SeedGroup]:
+def _own_groups(
+    runs: Mapping[str, list[FinishedRun]], parents: Mapping[str, str | None], asked: Mapping[str, Experiment]
+) -> dict[str, SeedGroup]:
     """Version -> the runs that count; `parents` leads from none of the versions back to itself."""
     own: dict[str, SeedGroup] = {}
+
+    def base_of(version: str) -> str:
+        parent = parents.get(version)
+        return version if parent is None or parent not in runs else base_of(parent)
+
+    def comparable(run: FinishedRun, version: str) -> bool:
+        base = base_of(version)
+        if base == version or not decide(base) or version not in asked or base not in asked:
+            return True
+        changes = changed_experiment(asked[base], asked[version])
+        return changed_settings(decide(base)[0], run).keys() <= changes.keys()
 
     def decide(version: str) -> SeedGroup:
         if version not in own:
             parent = parents.get(version)
             above = decide(parent) if parent is not None and parent in runs else ()
+            groups = seed_groups(run for run in runs[version] if comparable(run, version))
             # Groups with more seeds come first, then the newer, and min keeps that order among equals.
-            own[version] = min(seed_groups(runs[version]), key=lambda group: _rank(group, above), default=())
+            own[version] = min(groups, key=lambda group: _rank(group, above, asked.get(version)), default=())
         return own[version]
 
     return {version: decide(version) for version in runs}
 
 
-def _rank(group: SeedGroup, above: SeedGroup) -> tuple[int, int]:
-    return -len(group), len(changed_settings(above[0], group[0])) if above else 0
+def _rank(group: SeedGroup, above: SeedGroup, asked: Experiment | None) -> tuple[bool, int, int]:
+    other = asked is not None and bool(changed_experiment(asked, group[0].experiment))
+    return other, -len(group), len(changed_settings(above[0], group[0])) if above else 0
 
 
 def _why_not(run: FinishedRun, group: SeedGroup) -> str:
     """Why `run` is not in the group of its version that counts."""
-    differing = branches(changed_settings(group[0], run))
-    if differing:
+    if not group:
+        return f"{run_name(run)} differs from the base's runs in more than its version's change."
+    if differing := branches(changed_settings(group[0], run)):
         return f"{run_name(run)} has other settings than the version's runs that count: {', '.join(differing)}."
     if run.result.evaluation.test_tokens != group[0].result.evaluation.test_tokens:
         return f"{run_name(run)} was evaluated on another number of tokens than the version's runs that count."

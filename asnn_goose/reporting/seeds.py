@@ -201,6 +201,8 @@ def section(runs: Iterable[FinishedRun], lineage: Mapping[str, list[FinishedRun]
     header = ["scale", "settings", "test tokens", "seeds", "test perplexity", "95 % interval"]
     lines = ["## Over seeds", "", *table(header, means), ""]
     text = ["Perplexities are geometric means over seeds; runs of other settings are not pooled."]
+    if any(labels):
+        text.append("Settings are told where they differ from those of the scale's first row.")
     if deltas:
         header = ["scale", "settings", "against", "paired seeds", "ratio", "95 % interval", "verdict", "differs in"]
         lines += [*table(header, deltas), ""]
@@ -268,13 +270,9 @@ def _logs(runs: Iterable[FinishedRun]) -> np.ndarray:
 
 
 def _labels(groups: Sequence[SeedGroup]) -> list[str]:
-    """What tells groups of one scale apart: the value of each setting in which any of them differ."""
+    """What tells groups of one scale apart: the settings in which each differs from the first."""
     differing = [changed_settings(groups[0][0], group[0]) for group in groups]
-    first = {key: before for changes in differing for key, (before, _) in changes.items()}
     return [
-        ", ".join(
-            f"`{key}: {json.dumps(changes[key][1] if key in changes else before)}`"
-            for key, before in sorted(first.items())
-        )
+        ", ".join(f"`{key}: {json.dumps(value)}`" for key, (_, value) in sorted(changes.items()))
         for changes in differing
     ]

@@ -9,7 +9,7 @@ the cache, whose locks let them be computed once (data/window_targets.py).
 Nothing here imports torch before it is known that something must run.
 """
 
-from asnn_goose.sweep.ladder import Outcome, Standing, run_ladder, standing
+from asnn_goose.sweep.ladder import Outcome, Standing, run_ladder, standing, write_table
 from asnn_goose.sweep.members import SEEDS
 from asnn_goose.sweep.request import Request, parse_request, usage
 from asnn_goose.sweep.state import Places
@@ -24,4 +24,5 @@ __all__ = [
     "run_ladder",
     "standing",
     "usage",
+    "write_table",
 ]

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from asnn_goose.reporting.rebuild import rebuild_reports
 from asnn_goose.sweep.fan_out import fan_out, hire
-from asnn_goose.sweep.members import SEEDS, Member, plan
+from asnn_goose.sweep.members import SCALE, SEEDS, Member, plan
 from asnn_goose.sweep.request import Request
 from asnn_goose.sweep.state import Places, missing
 from asnn_goose.sweep.work import Session, train_member
@@ -76,15 +76,25 @@ def run_ladder(request: Request, argv: Sequence[str], places: Places, session: S
     written = []
     versions = [member.version for member in found.members]
     if stale or _is_stale(places.reports, request.scale, versions):
-        written = write_table(places.reports, request.scale, versions)
+        written = write_table(places.reports, request.scale, versions, request.overrides)
     return Outcome(len(found.members), ran, problems, written)
 
 
-def write_table(reports: Path, scale: str, versions: Sequence[str]) -> list[Path]:
-    """Write roadmap.md, its figures and index.html of SEEDS and more versions; returns their paths."""
+def write_table(
+    reports: Path, scale: str | None = None, versions: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> list[Path]:
+    """Write roadmap.md, its figures and index.html of SEEDS and more versions; returns their paths.
+
+    Args:
+        scale: None: that of the table that is there, SCALE where there is none.
+        overrides: flags that every version was run with.
+    """
     from asnn_goose.reporting.ablation import write_roadmap
 
-    return write_roadmap(reports, scale, list(dict.fromkeys([*SEEDS, *versions])))
+    scale = scale or _scale_of(reports / "roadmap.md") or SCALE
+    every = list(dict.fromkeys([*SEEDS, *versions]))
+    asked = {member.version: member.experiment for member in plan(every, scale, seeds=1, overrides=overrides).members}
+    return write_roadmap(reports, scale, every, asked)
 
 
 def _is_stale(reports: Path, scale: str, versions: Sequence[str]) -> bool:
@@ -97,8 +107,13 @@ def _is_stale(reports: Path, scale: str, versions: Sequence[str]) -> bool:
     recorded = {path.parents[1].name for path in records}
     return (
         table.stat().st_mtime < max(records.values())
-        or not text.partition("\n")[0].endswith(f" {scale}")
+        or _scale_of(table) != scale
         or any(
             f"| {version} |" not in text and f"]({version}/" not in text for version in recorded.intersection(versions)
         )
     )
+
+
+def _scale_of(table: Path) -> str | None:
+    """The last word of the table's title."""
+    return table.read_text(encoding="utf-8").partition("\n")[0].rpartition(" ")[2] if table.exists() else None

@@ -9,6 +9,8 @@ from asnn_goose.config import Experiment, load_experiment
 from asnn_goose.config.load import CONFIGS
 from asnn_goose.errors import UserError
 
+SCALE = "ladder"
+"""Train group of the ladder where no other is asked for."""
 SEEDS = {
     "v10": range(5),
     "ce_only": range(5),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asnn_goose.errors import UserError
-from asnn_goose.sweep.members import SEEDS
+from asnn_goose.sweep.members import SCALE, SEEDS
 
 _SINGLE = {
     "seed": "--seeds N takes the first N of each version's seeds",
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--versions", metavar="v10,v11_1", default=",".join(SEEDS), help="Default: the whole ladder.")
     parser.add_argument("--seeds", metavar="N", type=_positive, help="The first N of each version's seeds.")
-    parser.add_argument("--scale", metavar="NAME", default="ladder", help="How many tokens (default: ladder).")
+    parser.add_argument("--scale", metavar="NAME", default=SCALE, help=f"How many tokens (default: {SCALE}).")
     parser.add_argument(
         "--workers", metavar="N", type=_positive, help="Runs at a time (default: as the machine has room)."
     )

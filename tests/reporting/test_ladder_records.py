@@ -1,11 +1,13 @@
 """Which runs of the ladder count, and what is said of records that are not what they should be."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from asnn_goose.config import load_dump
 from asnn_goose.reporting.ablation import write_roadmap
 from asnn_goose.reporting.ladder import read_ladder, run_name
 
@@ -24,6 +26,28 @@ def test_the_versions_own_settings_count(record, tmp_path):
         "child", 1, 101.0, settings={"distillation.losses.ce.weight": 0.5, "distillation.losses.forward_kl.weight": 0.5}
     )
     assert [run.result.seed for run in read_ladder(tmp_path, "cpu", ["base", "child"]).rungs[1].runs] == [0, 1]
+
+
+def test_a_run_that_differs_from_the_base_in_more_than_its_version_does_not_count(record, tmp_path):
+    """Of the base, the asked settings count, though another has more seeds; overrides that all share are no matter."""
+    change, override = {"distillation.losses.ce.weight": 0.5}, {"train.lr": 0.01}
+    base, child = record("base", 0, 400.0, hours=1), record("child", 0, 200.0, settings=change, hours=1)
+    asked = {folder.parent.name: load_dump((folder / "config.yaml").read_text()) for folder in (base, child)}
+    strange = [record("child", seed, 100.0, settings=change | override) for seed in (0, 1)]
+    read = partial(read_ladder, tmp_path, "cpu", ["base", "child"], asked)
+    assert [run.folder for run in read().runs] == [base, child]
+    others = [record("base", seed, 300.0, settings=override) for seed in (0, 1)]
+    assert [run.folder for run in read().runs] == [base, child]
+
+    for folder in (base, child):
+        shutil.rmtree(folder)
+    assert [run.folder for run in read().runs] == [*others, *strange]
+    record("base", 0, 400.0, hours=1)
+    shutil.rmtree(strange[1])
+    assert [rung.runs for rung in read().rungs][1] == ()
+    assert f"{run_name_of(strange[0])} differs from the base's runs in more than its version's change." in (
+        read().left_out
+    )
 
 
 def test_a_curve_runs_over_training_tokens(small_ladder):

@@ -12,6 +12,7 @@ from asnn_goose.reporting import read_metrics, write_report
 from asnn_goose.reporting.comparison import finished_runs, run_folders
 from asnn_goose.reporting.rebuild import find_run, rebuild_reports, versions_with_runs
 from asnn_goose.reporting.run_folder import RECORDS
+from asnn_goose.sweep import write_table
 
 BASE = {"version": "base", "parent": None, "distillation.temperature.mode": "fixed"}
 
@@ -55,7 +56,9 @@ def test_reports_are_made_again_from_the_records_alone(clone, tmp_path):
 
 
 def test_the_command_makes_all_reports_or_one(clone, tmp_path, monkeypatch, capfd):
-    expected = files_below(clone / "reports")
+    shutil.copytree(clone / "reports", tmp_path / "whole")
+    write_table(tmp_path / "whole")
+    expected = files_below(tmp_path / "whole")
     shutil.copytree(clone / "reports", tmp_path / "reports", ignore=shutil.ignore_patterns("*.md", "*.png"))
     monkeypatch.setenv("ASNN_GOOSE_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("ASNN_GOOSE_REPORTS", str(tmp_path / "reports"))
