@@ -22,6 +22,8 @@ from asnn_goose.reporting.statistics import one_sample, welch
 SeedVerdict = Literal["helps", "hurts", "no difference shown", "one pair only"]
 SeedGroup = tuple[FinishedRun, ...]
 """Runs of one scale that differ in their seed alone, one of each seed, by rising seed."""
+MOST_VALUES = 4
+"""Settings whose values stand in a row of the list."""
 
 
 @dataclass(frozen=True)
@@ -270,9 +272,17 @@ def _logs(runs: Iterable[FinishedRun]) -> np.ndarray:
 
 
 def _labels(groups: Sequence[SeedGroup]) -> list[str]:
-    """What tells groups of one scale apart: the settings in which each differs from the first."""
+    """What tells groups of one scale apart: the settings in which each differs from the first, few of them with values.
+
+    Many go by branch, unless that reads the same for two groups.
+    """
     differing = [changed_settings(groups[0][0], group[0]) for group in groups]
-    return [
+    values = [
         ", ".join(f"`{key}: {json.dumps(value)}`" for key, (_, value) in sorted(changes.items()))
         for changes in differing
+    ]
+    short = [", ".join(branches(sorted(changes))) for changes in differing]
+    return [
+        brief if len(changes) > MOST_VALUES and short.count(brief) == 1 else full
+        for changes, brief, full in zip(differing, short, values, strict=True)
     ]

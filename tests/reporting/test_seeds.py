@@ -307,6 +307,17 @@ def test_the_section_tells_settings_apart_and_names_what_differs(make):
     assert "below 1 this version is better" in lines[-1]
 
 
+def test_many_settings_go_by_branch_unless_two_groups_then_read_the_same(make):
+    neuron = {"steps": 2, "threshold": 3.0, "decay": 0.5, "width": 2.0}
+    many = {"data.window": 32} | {f"student.neuron.{key}": value for key, value in neuron.items()}
+    runs = [make(0, 90.0), make(1, 95.0), make(0, 80.0, many)]
+    assert "| cpu | `data.window`, `student.neuron.*` |" in "\n".join(section(runs, {}))
+    runs.append(make(0, 70.0, many | {"student.neuron.threshold": 4.0}))
+    lines = "\n".join(section(runs, {}))
+    assert "`student.neuron.threshold: 3.0`" in lines and "`student.neuron.threshold: 4.0`" in lines
+    assert "neuron.*" not in lines
+
+
 def test_a_single_run_claims_no_interval(make):
     lines = section([make(0, 90.0)], {})
     assert "| cpu | 65,280 | 1 | 90.00 |" in lines
