@@ -148,7 +148,7 @@ def rows(runs: Sequence[FinishedRun]) -> list[Row]:
             "GPU: at most 1.8 times the teacher",
             Bar(1.8),
             chosen(rules.at_the_gpu_scale),
-            why="no GPU was to be had",
+            why="the one run was cut off before its end, see GPU",
         ),
     ]
 
