@@ -32,7 +32,9 @@ def test_a_verdict_says_by_how_much(bar, value, told):
 
 def test_without_records_nothing_was_run():
     found = rows([])
-    assert [row.verdict for row in found] == ["not run"] * 6 + ["not run: the one run was cut off before its end, see GPU"]
+    assert [row.verdict for row in found] == ["not run"] * 6 + [
+        "not run: the one run was cut off before its end, see GPU"
+    ]
     assert all(row.value is None and row.runs == () for row in found)
 
 
