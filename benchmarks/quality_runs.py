@@ -135,8 +135,7 @@ def paired(
 
 
 def against_twin(runs: Iterable[FinishedRun], twins: Iterable[FinishedRun]) -> Pairing | None:
-    """Runs with T <= 4, or without micro-steps, and twins of which only the neurons differ: the most seeds, then the most
-    tokens."""
+    """Runs with T <= 4, or none, and twins of which only the neurons differ: the most seeds, then the most tokens."""
     found = paired((run for run in runs if not spiking(run) or within_micro_steps(run)), twins, only_neurons_differ)
     return max(found, key=lambda pair: (len(pair.runs), pair.runs[0].result.tokens_seen), default=None)
 
