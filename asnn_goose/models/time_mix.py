@@ -21,6 +21,13 @@ GROUP_NORM_EPS = 64e-5
 """RWKV-7's epsilon of the norm over each head's output."""
 
 
+def unit_length(x: Tensor) -> Tensor:
+    """x / ||x|| over the last dimension, and 0 without a gradient where x is 0: a token none of whose channels fired
+    has no direction, and the limit of the gradient, 1 / ||x||, is infinite."""
+    norm = x.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0.0, x / norm.clamp_min(torch.finfo(x.dtype).tiny), 0.0)
+
+
 class TimeMixState(NamedTuple):
     """What one layer carries from token to token."""
 
@@ -134,11 +141,11 @@ class TimeMix(nn.Module):
         def heads(x):
             return rearrange(x, "b l (h d) -> b l h d", h=self.heads)
 
-        kappa_BLHD = F.normalize(heads(k_BLC * self.removal_C), dim=-1)
+        kappa_BLHD = unit_length(heads(k_BLC * self.removal_C))
         k_BLC = k_BLC * (1.0 + (rate_BLC - 1.0) * self.key_rate_C)
         r, k, v, rate = (heads(x) for x in (r_BLC, k_BLC, v_BLC, rate_BLC))
         if self.converted:
-            r, k = F.normalize(r, dim=-1), F.normalize(k, dim=-1)
+            r, k = unit_length(r), unit_length(k)
         y_BLHD, wkv_BHDD = wkv7(
             r, heads(log_w_BLC), k, v, -kappa_BLHD, kappa_BLHD * rate,
             state=None if state is None else state.wkv_BHDD, chunk_size=self.wkv_chunk, backend=self.wkv_backend,

@@ -8,9 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from asnn_goose.models import GooseConfig
-from asnn_goose.models.time_mix import TimeMix, TimeMixState, low_rank
+from asnn_goose.models.time_mix import TimeMix, TimeMixState, low_rank, unit_length
 
 B, L, C, D = 2, 19, 24, 8
 H = C // D
@@ -98,6 +101,24 @@ def test_a_layer_computes_the_published_formulas(layer, backend, started):
         expected_LC = values_LC if v_first_LC is None else v_first_LC
         np.testing.assert_allclose(values_BLC[b].detach(), expected_LC, rtol=1e-12, atol=1e-12)
     assert torch.equal(new.previous_BC, x_BLC[:, -1])
+
+
+@pytest.mark.parametrize("form", ["goose", "converted"])
+@pytest.mark.parametrize("silent", ["receptance", "key"])
+def test_a_token_without_a_spike_gives_no_gradient_instead_of_an_endless_one(form, silent):
+    spiking = {"kind": "radix", "base": 3, "steps": 1, "threshold": 2.0, "decay": 1.0, "scale": "token"}
+    mix = _random(0, neuron=spiking, time_mix=form)
+    mix.get_parameter(f"{silent}.neuron.log_threshold").data.fill_(math.log(1e3))
+    x_BLC = _input().requires_grad_()
+    mix(x_BLC)[0].sum().backward()
+    # Divided by a length of 1e-12 it would be 1e13.
+    assert x_BLC.grad is not None and x_BLC.grad.abs().max() < 1e5
+
+
+@given(arrays(np.float64, (3, 5), elements=st.floats(-1e3, 1e3).filter(lambda x: x == 0.0 or abs(x) > 1e-3)))
+def test_unit_length_is_the_direction(x):
+    expected = np.stack([row / np.linalg.norm(row) if row.any() else row for row in x])
+    np.testing.assert_allclose(unit_length(torch.tensor(x)), expected, rtol=1e-12, atol=0)
 
 
 def test_the_first_layers_values_are_the_ones_handed_on():
