@@ -13,10 +13,23 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from asnn_goose.config import Experiment, Invocation, delta, dump, load_dump, load_experiment
+from asnn_goose.config import (
+    AnyExperiment,
+    ClassifierExperiment,
+    Invocation,
+    delta,
+    dump,
+    is_classifier,
+    is_classifier_dump,
+    load_classifier_dump,
+    load_classifier_experiment,
+    load_dump,
+    load_experiment,
+)
 from asnn_goose.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +52,8 @@ def main(experiment_name: str, argv: Sequence[str] | None = None) -> int:
     _quiet_libraries()
 
     def work() -> int:
-        invocation = load_experiment(experiment_name, argv)
+        load = load_classifier_experiment if is_classifier(experiment_name) else load_experiment
+        invocation = load(experiment_name, argv)
         _log_to_stderr(invocation.debug)
         if invocation.dry_run:
             print(_plan(invocation))
@@ -126,9 +140,11 @@ def _log_to_stderr(debug: bool) -> None:
     logger.propagate = False
 
 
-def _plan(invocation: Invocation) -> str:
+def _plan(invocation: Invocation[Any]) -> str:
     """What a run would do, without doing it."""
     experiment = invocation.experiment
+    if isinstance(experiment, ClassifierExperiment):
+        return _classifier_plan(experiment)
     train = experiment.train
     window = experiment.data.window
     lines = [
@@ -145,6 +161,22 @@ def _plan(invocation: Invocation) -> str:
     return "\n".join(lines) + "\n\n" + dump(experiment)
 
 
+def _classifier_plan(experiment: ClassifierExperiment) -> str:
+    train = experiment.train
+    lines = [
+        f"{experiment.version}: {experiment.question}",
+        f"change: {experiment.change}",
+        f"scale {train.scale}: {train.length * train.epochs:g} passes over task {experiment.task.name}, "
+        f"{train.batch_size} texts a step",
+    ]
+    if experiment.general is not None:
+        lines.append(f"first stage: {experiment.general.tokens:,} tokens of text without labels")
+    if experiment.parent is not None:
+        parent = load_classifier_experiment(experiment.parent, ["--scale", train.scale]).experiment
+        lines += [f"  {key}: {old} -> {new}" for key, (old, new) in delta(experiment, parent).items()]
+    return "\n".join(lines) + "\n\n" + dump(experiment)
+
+
 def _newest(version: str) -> Path:
     """The run of a version, finished or not, that was started or resumed last."""
     folder = _folder("runs") / version
@@ -154,7 +186,7 @@ def _newest(version: str) -> Path:
     return runs[-1].parent
 
 
-def _resumed(invocation: Invocation) -> Path | None:
+def _resumed(invocation: Invocation[Any]) -> Path | None:
     """Folder of the run to go on with: the one named, else the one in --run-dir, else the newest."""
     if invocation.resume is None:
         return None
@@ -168,12 +200,13 @@ def _resumed(invocation: Invocation) -> Path | None:
     return invocation.resume
 
 
-def _resumed_experiment(invocation: Invocation, argv: Sequence[str], path: Path) -> Experiment:
+def _resumed_experiment(invocation: Invocation[Any], argv: Sequence[str], path: Path) -> AnyExperiment:
     """The run's own configuration; flags may repeat it but not change it."""
     from asnn_goose.reporting import RunFolder
 
     folder = RunFolder.open(path)
-    own = load_dump(folder.config.read_text(encoding="utf-8"), str(folder.config))
+    text = folder.config.read_text(encoding="utf-8")
+    own = (load_classifier_dump if is_classifier_dump(text) else load_dump)(text, str(folder.config))
     asked = invocation.experiment
     if own.version != asked.version:
         raise UserError(f"{path} is a run of {own.version}, not of {asked.version}: use experiments/{own.version}.py")
@@ -191,29 +224,33 @@ def _resumed_experiment(invocation: Invocation, argv: Sequence[str], path: Path)
     return own
 
 
-def _run(invocation: Invocation, argv: Sequence[str]) -> int:
+def _run(invocation: Invocation[Any], argv: Sequence[str]) -> int:
     experiment, resume = invocation.experiment, _resumed(invocation)
     if resume is not None:
         experiment = _resumed_experiment(invocation, argv, resume)
     # Heavy imports wait until the flags are known to be right.
     _log.info("%s: loading libraries", experiment.version)
     from asnn_goose.reporting import report_head
+    from asnn_goose.train.classifier_session import run_classifier_session
     from asnn_goose.train.loop import Interrupted
     from asnn_goose.train.session import run_session
 
     begun, started = time.monotonic(), datetime.now(UTC)
     script = f"experiments/{experiment.version}.py"
     try:
-        report = run_session(
-            experiment,
-            argv=["python", script, *argv],
-            overrides=invocation.overrides,
-            runs_root=_folder("runs"),
-            reports_root=_folder("reports"),
-            run_dir=invocation.run_dir,
-            resume=resume,
-            started=started,
-        )
+        places: dict[str, Any] = {
+            "argv": ["python", script, *argv],
+            "overrides": invocation.overrides,
+            "runs_root": _folder("runs"),
+            "reports_root": _folder("reports"),
+            "run_dir": invocation.run_dir,
+            "resume": resume,
+            "started": started,
+        }
+        if isinstance(experiment, ClassifierExperiment):
+            report = run_classifier_session(experiment, **places)
+        else:
+            report = run_session(experiment, **places)
     except Interrupted as stop:
         if not str(stop):  # of several processes, the one without the folder
             return 0
@@ -261,8 +298,8 @@ def _complain(problems: Mapping[str, str]) -> int:
 
 
 def _report(argv: Sequence[str]) -> int:
-    from asnn_goose.reporting import write_report
-    from asnn_goose.reporting.rebuild import find_run, rebuild_reports, versions_with_runs
+    from asnn_goose.reporting.classifier_table import write_classifier_table
+    from asnn_goose.reporting.rebuild import find_run, rebuild_reports, versions_with_runs, write_report_of
     from asnn_goose.sweep import write_table
 
     _log_to_stderr("--debug" in argv)
@@ -273,13 +310,14 @@ def _report(argv: Sequence[str]) -> int:
         raise UserError(f"report {shlex.join(argv)}: name runs, or give --all")
     if names:
         for name in names:
-            print(write_report(find_run(name, runs_root, reports_root), reports_root, runs_root))
+            print(write_report_of(find_run(name, runs_root, reports_root), reports_root, runs_root))
         return 0
     versions = versions_with_runs(runs_root, reports_root)
     done = rebuild_reports(versions, runs_root, reports_root, lambda runs: tqdm(runs, unit="report", disable=None))
     print(f"reports written: {len(done.reports)}")
     if versions:
         write_table(reports_root)
+        write_classifier_table(reports_root)
     for folder, lacking in done.incomplete.items():
         print(f"{folder} has no {' and no '.join(lacking)}, so its report stays as it is")
     return _complain({str(folder): reason for folder, reason in done.failures.items()})

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from asnn_goose.reporting.comparison import FinishedRun
-from asnn_goose.reporting.drawing import BLUE, DASHED, GREY, ORANGE, figure, label_right
+from asnn_goose.reporting.drawing import BLUE, DASHED, GREY, ORANGE, figure, label_right, log_scale
 from asnn_goose.reporting.seeds import MeanPerplexity, SeedGroup, mean_perplexity
 from benchmarks import quality_runs as rules
 
@@ -46,7 +46,7 @@ def draw(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
 
 
 def by_steps(found: Sequence[Point], dense: float | None, path: Path) -> None:
-    """Perplexity with its interval over seeds against T, on a logarithmic axis of T."""
+    """Perplexity with its interval over seeds against T, on logarithmic axes."""
     with figure(path, 2.6) as (axis,):
         _line(axis, [point.steps for point in found], found, BLUE)
         axis.set_xscale("log", base=2)
@@ -78,6 +78,8 @@ def _finish(axis: Any, dense: float | None) -> None:
     axis.set_ylabel("test perplexity")
     if dense is not None:
         axis.axhline(dense, **DASHED)
+    log_scale(axis)
+    if dense is not None:
         label_right(axis, [(dense, "dense twin", GREY)])
 
 

@@ -14,11 +14,19 @@ import torch
 from matplotlib import image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from asnn_goose.config import experiment_names, load_dump, load_experiment
+from asnn_goose.config import (
+    experiment_names,
+    load_classifier_dump,
+    load_classifier_experiment,
+    load_dump,
+    load_experiment,
+)
+from asnn_goose.config.load import CLASSIFICATION, CONFIGS
 from asnn_goose.reporting import load_result, read_metrics
 
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = REPOSITORY / "experiments"
+CLASSIFIERS = experiment_names(CONFIGS / CLASSIFICATION)
 
 PROMISED = {
     "": "version parent seed fingerprint scale tokens_seen wall_seconds tokens_per_second peak_memory_bytes "
@@ -42,20 +50,24 @@ def call(script: Path, *flags: str, folder: Path) -> subprocess.CompletedProcess
 
 def test_every_experiment_has_one_short_script():
     scripts = {path.stem: path for path in EXPERIMENTS.glob("*.py") if path.stem != "roadmap"}
-    assert sorted(scripts) == sorted(experiment_names())
+    assert sorted(scripts) == sorted(experiment_names() + CLASSIFIERS)
     for name, path in scripts.items():
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 60 and f'main("{name}")' in text, name
         assert text.startswith('"""') and "Parent: " in text, name
 
 
-@pytest.mark.parametrize("name", experiment_names())
+@pytest.mark.parametrize("name", experiment_names() + CLASSIFIERS)
 def test_every_experiment_dry_runs_from_anywhere(name, tmp_path):
     done = call(EXPERIMENTS / f"{name}.py", "--scale=smoke", "--seed=3", "--dry-run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     plan, _, dumped = done.stdout.partition("\n\n")
-    expected = load_experiment(name, ["--scale=smoke", "--seed=3"]).experiment
-    assert load_dump(dumped) == expected
+    flags = ["--scale=smoke", "--seed=3"]
+    if name in CLASSIFIERS:
+        expected, read = load_classifier_experiment(name, flags).experiment, load_classifier_dump(dumped)
+    else:
+        expected, read = load_experiment(name, flags).experiment, load_dump(dumped)
+    assert read == expected
     assert plan.startswith(f"{expected.version}: {expected.question}\nchange: {expected.change}\n")
     assert list(tmp_path.iterdir()) == []
 

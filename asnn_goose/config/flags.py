@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
+from pydantic import BaseModel
 
+from asnn_goose.config.classifier import ClassifierExperiment
 from asnn_goose.config.keys import IDENTITY, Key, bad_value, flatten, groups, keys, unknown_key
 from asnn_goose.config.schema import Experiment
 from asnn_goose.errors import UserError
@@ -36,18 +38,19 @@ class Flags:
     help: bool = False
 
 
-def settable() -> dict[str, Key]:
+def settable(model: type[BaseModel] = Experiment) -> dict[str, Key]:
     """Keys that a flag may set: all but those that say what the experiment is, and the scale's name."""
-    return {path: key for path, key in keys().items() if path not in IDENTITY | {"train.scale"}}
+    return {path: key for path, key in keys(model).items() if path not in IDENTITY | {"train.scale"}}
 
 
-def parse_flags(argv: Sequence[str]) -> Flags:
+def parse_flags(argv: Sequence[str], model: type[BaseModel] = Experiment) -> Flags:
     """Read flags; the last of two that name the same key counts.
 
     Raises:
         UserError: unknown key, a value of the wrong type or out of range, a flag without its value, a stray word.
     """
-    known, picks = settable(), {"scale": "train"} | {group: group for group in groups() if group != "train"}
+    known = settable(model)
+    picks = {"scale": "train"} | {group: group for group in groups(model) if group != "train"}
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
     for key in known.values():
         parser.add_argument(f"--{key.path}", type=key.annotation)
@@ -80,7 +83,7 @@ def as_arguments(overrides: Mapping[str, Any]) -> list[str]:
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
 
 
-def help_text(experiment: Experiment, scales: Sequence[str]) -> str:
+def help_text(experiment: Experiment | ClassifierExperiment, scales: Sequence[str]) -> str:
     """Every flag with its doc and what it allows; in the place of its value stands the one in `experiment`."""
     parser = argparse.ArgumentParser(
         usage=f"python experiments/{experiment.version}.py [--key value | --key=value] ...",
@@ -94,11 +97,11 @@ def help_text(experiment: Experiment, scales: Sequence[str]) -> str:
     run.add_argument("--resume", nargs="?", metavar="DIR", help="Go on with the run in DIR, or with the newest one.")
     for name, doc in _SWITCHES.items():
         run.add_argument(f"--{name}", action="store_true", help=doc)
-    values = flatten(experiment.model_dump(mode="json"))
-    sections = {group: parser.add_argument_group(group) for group in groups()}
+    values, model = flatten(experiment.model_dump(mode="json")), type(experiment)
+    sections = {group: parser.add_argument_group(group) for group in groups(model)}
     for group in sections.keys() - {"train"}:
         sections[group].add_argument(f"--{group}", metavar="NAME", help=f"Start from configs/{group}/NAME.yaml.")
-    for key in settable().values():
+    for key in settable(model).values():
         value = values[key.path] if isinstance(values.get(key.path), str) else json.dumps(values.get(key.path))
         section = sections.get(key.path.partition(".")[0], run)
         section.add_argument(f"--{key.path}", metavar=value, help=f"{key.doc} ({key.allowed})".replace("%", "%%"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from asnn_goose.config.schema import Experiment
 from asnn_goose.errors import UserError
@@ -43,9 +43,9 @@ def keys(model: type[BaseModel] = Experiment, prefix: str = "") -> dict[str, Key
     return {key.path: key for key in _walk(model, prefix)}
 
 
-def groups() -> tuple[str, ...]:
+def groups(model: type[BaseModel] = Experiment) -> tuple[str, ...]:
     """Names of the groups of an experiment that have files of their own."""
-    return tuple(name for name, field in Experiment.model_fields.items() if _is_model(field.annotation))
+    return tuple(name for name, field in model.model_fields.items() if _is_model(field.annotation))
 
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[Key]:
@@ -72,7 +72,7 @@ def _literals(annotation: Any) -> tuple[Any, ...]:
 
 _TYPES = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path",
-    tuple[float, ...]: "a list of numbers",
+    tuple[float, ...]: "a list of numbers", tuple[PositiveInt, ...]: "a list of whole numbers above 0",
 }  # fmt: skip
 _BOUNDS = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
 
@@ -138,14 +138,14 @@ def bad_value(key: Key, given: Any, source: str) -> UserError:
     return UserError(f"{key.path} = {_shown(given)} ({source}): must be {key.allowed}{hint(match)}")
 
 
-def explain(error: ValidationError, source_of: Callable[[str], str]) -> UserError:
+def explain(error: ValidationError, source_of: Callable[[str], str], model: type[BaseModel] = Experiment) -> UserError:
     """The first complaint of pydantic about an experiment as one sentence.
 
     `source_of` tells which file, or the command line, gave a dotted key its value.
     """
     first = error.errors()[0]
     location = [str(part) for part in first["loc"] if part != "[key]"]
-    path, known = ".".join(location), keys()
+    path, known = ".".join(location), keys(model)
     source = source_of(path)
     if first["type"] == "extra_forbidden" or first["loc"][-1:] == ("[key]",):
         return unknown_key(path, first["input"], source, list(known))

@@ -6,17 +6,22 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from asnn_goose.config.classifier import ClassifierExperiment
 from asnn_goose.config.flags import COMMAND_LINE, Flags, help_text, parse_flags
 from asnn_goose.config.keys import IDENTITY, explain, flatten, groups, hint, nearest
 from asnn_goose.config.schema import Experiment
 from asnn_goose.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+CLASSIFICATION = "classification"
+"""Folder of CONFIGS with the groups and versions of classifiers."""
+AnyExperiment = Experiment | ClassifierExperiment
+E = TypeVar("E", Experiment, ClassifierExperiment)
 
 RESOLVED = {
     "teacher.name": "teacher",
@@ -34,6 +39,26 @@ RESOLVED = {
 """Keys that the fingerprint replaces by what they came to: a name or a folder may hold other bytes tomorrow, and auto
 means something else on another machine. The student's token map equals the teacher's, whose hash so covers it."""
 
+CLASSIFIER_RESOLVED = {
+    "teacher.name": "teacher",
+    "student.tokenizer": "tokens",
+    "student.wkv_backend": "wkv",
+    "student.neuron.backend": "lif",
+    "student.hidden_neuron.backend": "hidden_lif",
+    "task.source": "tokens",
+    "task.name": "tokens",
+    "task.path": "tokens",
+    "task.text_field": "tokens",
+    "task.label_field": "tokens",
+    "task.group_field": "tokens",
+    "general.data.source": "general",
+    "general.data.name": "general",
+    "general.data.path": "general",
+    "general.data.text_field": "general",
+    "train.precision": "precision",
+}
+"""The same of a classifier's; tokens is a hash of every token and label of the task."""
+
 NOT_NUMBERS = IDENTITY | {
     "train.scale",
     "train.device",
@@ -48,10 +73,10 @@ NOT_NUMBERS = IDENTITY | {
 
 
 @dataclass(frozen=True)
-class Invocation:
+class Invocation(Generic[E]):
     """An experiment as the command line asked for it."""
 
-    experiment: Experiment
+    experiment: E
     overrides: dict[str, Any]
     """Dotted key -> value that a flag set, JSON-ready; a picked group file stands under the group's name."""
     scale: str
@@ -74,8 +99,13 @@ def experiment_names(root: Path = CONFIGS) -> list[str]:
     return _names(root / "experiment")
 
 
-def load_experiment(name: str, argv: Sequence[str] = (), root: Path = CONFIGS) -> Invocation:
-    """Resolve an experiment: its ancestors from the root on, then its own file, then the flags.
+def is_classifier(name: str, root: Path = CONFIGS) -> bool:
+    """Whether an experiment's file is among those of classifiers."""
+    return (root / CLASSIFICATION / "experiment" / f"{name}.yaml").exists()
+
+
+def load_experiment(name: str, argv: Sequence[str] = (), root: Path = CONFIGS) -> Invocation[Experiment]:
+    """Resolve an experiment of language models: its ancestors from the root on, then its own file, then the flags.
 
     A group given as a string takes the values of that file and drops what the parent had there; a group given as a
     mapping merges deeply over it. A file picked by a flag takes the place of the file that the experiment names, so the
@@ -84,11 +114,22 @@ def load_experiment(name: str, argv: Sequence[str] = (), root: Path = CONFIGS) -
     Raises:
         UserError: unknown experiment, group file or key; a value out of range; a cycle or a missing parent.
     """
-    flags = parse_flags(argv)
+    return _load(name, argv, root, Experiment)
+
+
+def load_classifier_experiment(
+    name: str, argv: Sequence[str] = (), root: Path = CONFIGS
+) -> Invocation[ClassifierExperiment]:
+    """:func:`load_experiment` of a classifier, whose files lie in ``classification/`` of ``root``."""
+    return _load(name, argv, root / CLASSIFICATION, ClassifierExperiment)
+
+
+def _load(name: str, argv: Sequence[str], root: Path, schema: type[E]) -> Invocation[E]:
+    flags = parse_flags(argv, schema)
     picks = flags.picks if "train" in flags.picks else flags.picks | {"train": _default_scale()}
-    layers = _experiment_layers(name, picks, root)
+    layers = _experiment_layers(name, picks, root, groups(schema))
     layers += [_Layer(COMMAND_LINE, _nested(key, value)) for key, value in flags.settings.items()]
-    experiment = _validate(layers)
+    experiment = _validate(layers, schema)
     if flags.help:
         sys.stdout.write(help_text(experiment, _names(root / "train")))
         raise SystemExit(0)
@@ -103,7 +144,7 @@ def load_experiment(name: str, argv: Sequence[str] = (), root: Path = CONFIGS) -
     )
 
 
-def dump(experiment: Experiment) -> str:
+def dump(experiment: AnyExperiment) -> str:
     """YAML that `load_dump` turns back into an equal object."""
     # Not allow_unicode: PyYAML writes U+0085 as it is then, and reads it back as a line's end.
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
@@ -111,10 +152,20 @@ def dump(experiment: Experiment) -> str:
 
 def load_dump(text: str, source: str = "configuration") -> Experiment:
     """The experiment that `dump` wrote; `source` names the text in an error."""
-    return _validate([_Layer(source, _mapping(text, source))])
+    return _validate([_Layer(source, _mapping(text, source))], Experiment)
 
 
-def delta(experiment: Experiment, parent: Experiment) -> dict[str, tuple[Any, Any]]:
+def load_classifier_dump(text: str, source: str = "configuration") -> ClassifierExperiment:
+    """:func:`load_dump` of a classifier's experiment."""
+    return _validate([_Layer(source, _mapping(text, source))], ClassifierExperiment)
+
+
+def is_classifier_dump(text: str) -> bool:
+    """Whether `dump` wrote it of a classifier's experiment, which alone has a task."""
+    return any(line.startswith("task:") for line in text.splitlines())
+
+
+def delta(experiment: AnyExperiment, parent: AnyExperiment) -> dict[str, tuple[Any, Any]]:
     """Dotted keys in which two experiments differ -> (the parent's value, the experiment's), None where one has none.
 
     Question, change and names do not count.
@@ -141,12 +192,24 @@ def fingerprint(experiment: Experiment, resolved: Mapping[str, str]) -> str:
     curriculum = experiment.distillation.curriculum
     watched = experiment.train.stopping is not None or (curriculum is not None and curriculum.rule != "time")
     outside = NOT_NUMBERS - {"train.eval_every"} if watched else NOT_NUMBERS
-    settings = {key: value for key, value in values.items() if key not in outside and key not in RESOLVED}
+    return _digest({key: value for key, value in values.items() if key not in outside | RESOLVED.keys()}, resolved)
+
+
+def classifier_fingerprint(experiment: ClassifierExperiment, resolved: Mapping[str, str]) -> str:
+    """:func:`fingerprint` of a classifier's run; `resolved` gives what the keys of CLASSIFIER_RESOLVED came to."""
+    if missing := set(CLASSIFIER_RESOLVED.values()) - set(resolved):
+        raise ValueError(f"resolved lacks {', '.join(sorted(missing))}")
+    values = flatten(experiment.model_dump(mode="json"))
+    outside = NOT_NUMBERS | CLASSIFIER_RESOLVED.keys()
+    return _digest({key: value for key, value in values.items() if key not in outside}, resolved)
+
+
+def _digest(settings: Mapping[str, Any], resolved: Mapping[str, str]) -> str:
     canonical = json.dumps({"settings": settings, "resolved": dict(resolved)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _experiment_layers(name: str, picks: Mapping[str, str], root: Path) -> list[_Layer]:
+def _experiment_layers(name: str, picks: Mapping[str, str], root: Path, with_files: Sequence[str]) -> list[_Layer]:
     """What an experiment's file, its ancestors' and the group files they name say, earliest first."""
     chain: list[tuple[str, dict[str, Any]]] = []
     visited: list[str] = []
@@ -165,7 +228,7 @@ def _experiment_layers(name: str, picks: Mapping[str, str], root: Path) -> list[
         for key, value in values.items():
             if key == "train" and isinstance(value, str):
                 raise UserError(f"{source}: train = {value!r}: the train group is picked with --scale")
-            if key in groups() and isinstance(value, str):
+            if key in with_files and isinstance(value, str):
                 blame = f" (--{key})" if key in picks else f" ({source}: {key})"
                 layers.append(_group_layer(key, picks.get(key, value), root, blame))
             elif key not in IDENTITY:
@@ -208,7 +271,7 @@ def _mapping(text: str, source: str) -> dict[str, Any]:
     return values
 
 
-def _validate(layers: Sequence[_Layer]) -> Experiment:
+def _validate(layers: Sequence[_Layer], schema: type[E]) -> E:
     """The layers merged, later over earlier, and checked; the first layer is blamed for what none of them gives."""
     tree: dict[str, Any] = {}
     for layer in layers:
@@ -223,9 +286,9 @@ def _validate(layers: Sequence[_Layer]) -> Experiment:
         return layers[0].source
 
     try:
-        return Experiment.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        raise explain(error, source_of) from error
+        raise explain(error, source_of, schema) from error
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,7 +313,7 @@ def _nested(path: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _overrides(experiment: Experiment, flags: Flags) -> dict[str, Any]:
+def _overrides(experiment: BaseModel, flags: Flags) -> dict[str, Any]:
     values = flatten(experiment.model_dump(mode="json"))
     picked = {group: name for group, name in flags.picks.items() if group != "train"}
     return picked | {key: values[key] for key in flags.settings}

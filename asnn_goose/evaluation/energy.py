@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from asnn_goose.evaluation.firing import SiteFiring, projections
-from asnn_goose.models import GooseConfig, GooseForCausalLM, Teacher
+from asnn_goose.models import GooseConfig, GooseForCausalLM, GooseForSequenceClassification, Teacher
 from asnn_goose.models.spiking import SpikingLinear
 from asnn_goose.models.time_mix import LowRank
 
@@ -99,12 +99,24 @@ def joules_per_token(
 
 
 def student_operations(student: GooseForCausalLM, sites: Sequence[SiteFiring]) -> dict[str, Operations]:
-    """Kind -> operations per token of the student.
+    """Kind -> operations per token of the student: :func:`body_operations`, and of head and the projection in front.
+
+    Raises:
+        ValueError: firing was measured on no text.
+    """
+    head = Operations(macs=float(_matrix(student.narrow) + _matrix(student.lm_head)))
+    return body_operations(student, sites) | {"head": head}
+
+
+def body_operations(
+    student: GooseForCausalLM | GooseForSequenceClassification, sites: Sequence[SiteFiring]
+) -> dict[str, Operations]:
+    """Kind -> operations of all blocks per token that they read.
 
     mixer_matrices: every matrix behind a neuron. neurons: scales, membranes and gains (:func:`neuron_operations`).
     low_rank_matrices: decay, in-context rate, value residual, gate. state_products: five D x D products per head (S a,
     the outer products with b and k, the decay, S r). norms_and_gates: :func:`elementwise_products`. embedding: the
-    projection behind the table. head: head and the projection in front of it.
+    projection behind the table.
 
     Args:
         student: the model.
@@ -133,7 +145,6 @@ def student_operations(student: GooseForCausalLM, sites: Sequence[SiteFiring]) -
         "state_products": Operations(macs=float(layers * 5 * C * D)),
         "norms_and_gates": Operations(multiplications=float(elementwise_products(config))),
         "embedding": Operations(macs=float(_matrix(student.model.widen))),
-        "head": Operations(macs=float(_matrix(student.narrow) + _matrix(student.lm_head))),
     }
 
 
@@ -270,7 +281,7 @@ def _weights(module: nn.Module | None) -> int:
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
-def _low_rank_weights(student: GooseForCausalLM) -> int:
+def _low_rank_weights(student: nn.Module) -> int:
     return sum(m.down.numel() + m.up.numel() for m in student.modules() if isinstance(m, LowRank))
 
 

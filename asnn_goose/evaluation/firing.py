@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asnn_goose.models import GooseForCausalLM
+from asnn_goose.models import GooseForCausalLM, GooseForSequenceClassification
 from asnn_goose.models.spiking import SpikeStatistics, SpikingLinear
 
+AnyStudent = GooseForCausalLM | GooseForSequenceClassification
 SITES = {
     "time_mix.receptance": "receptance",
     "time_mix.key": "key",
@@ -67,7 +68,7 @@ class SiteFiring:
         return self.spikes * self.outputs
 
 
-def projections(student: GooseForCausalLM) -> Iterator[tuple[int, str, SpikingLinear]]:
+def projections(student: AnyStudent) -> Iterator[tuple[int, str, SpikingLinear]]:
     """(block from 1, site, projection): every one that a block has, in the order in which it builds them."""
     for index, block in enumerate(student.model.blocks):
         for path, module in block.named_modules():
@@ -92,9 +93,7 @@ class _Operands:
 
 
 @torch.no_grad()
-def measure_firing(
-    student: GooseForCausalLM, states: Callable[[Tensor], object], batches: Sequence[Any]
-) -> list[SiteFiring]:
+def measure_firing(student: AnyStudent, states: Callable[[Tensor], object], batches: Sequence[Any]) -> list[SiteFiring]:
     """Run ``states`` over ``batches`` and count what every neuron emits; padding is counted like text.
 
     Args:
@@ -160,7 +159,7 @@ def pooled(sites: Sequence[SiteFiring], field: str, weight: Callable[[SiteFiring
 
 
 @torch.no_grad()
-def spike_raster(student: GooseForCausalLM, input_ids: Tensor, layer: int, site: str) -> np.ndarray:
+def spike_raster(student: AnyStudent, input_ids: Tensor, layer: int, site: str) -> np.ndarray:
     """Spikes [L * T, C] in {-1, 0, 1} of one population on one sequence [1, L], micro-steps innermost."""
     linear = next(m for at, name, m in projections(student) if (at, name) == (layer, site))
     seen: list[Tensor] = []

@@ -12,7 +12,7 @@ from asnn_goose.config.schema import Experiment
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.markdown import integer, number, percent
 from asnn_goose.reporting.record import Result, load_result
-from asnn_goose.reporting.run_folder import RECORDS
+from asnn_goose.reporting.run_folder import RECORDS, read_config
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +42,8 @@ def load_run(folder: Path) -> FinishedRun:
     Raises:
         UserError: one of them is missing or not what it should be.
     """
-    config = folder / "config.yaml"
-    try:
-        text = config.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{config} does not exist: name the folder of a run.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{config} is damaged ({error}): repeat the run.") from None
-    return FinishedRun(folder, load_result(folder / "result.json"), load_dump(text, str(config)))
+    text = read_config(folder)
+    return FinishedRun(folder, load_result(folder / "result.json"), load_dump(text, str(folder / "config.yaml")))
 
 
 def changed_settings(before: FinishedRun, after: FinishedRun) -> dict[str, tuple[Any, Any]]:

@@ -13,8 +13,7 @@ from typing import Any
 import psutil
 from pydantic import AwareDatetime
 
-from asnn_goose.config.flags import as_arguments
-from asnn_goose.config.schema import Experiment
+from asnn_goose.config import AnyExperiment, as_arguments
 from asnn_goose.reporting.record import Record
 
 LIBRARIES = ("torch", "transformers", "lightning-fabric", "numpy", "numba", "einops", "datasets", "safetensors")
@@ -76,7 +75,7 @@ class Provenance(Record):
 
 
 def collect_provenance(
-    experiment: Experiment,
+    experiment: AnyExperiment,
     fingerprint: str,
     *,
     argv: Sequence[str],
@@ -103,7 +102,7 @@ def collect_provenance(
     )
 
 
-def reproducing_command(experiment: Experiment, overrides: Mapping[str, Any]) -> str:
+def reproducing_command(experiment: AnyExperiment, overrides: Mapping[str, Any]) -> str:
     """Shell command, with the scale and seed that may have come from a default spelt out."""
     words = ["python", f"experiments/{experiment.version}.py", f"--scale={experiment.train.scale}"]
     words.append(f"--seed={experiment.seed}")

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asnn_goose.errors import UserError
+from asnn_goose.reporting.classifier_report import write_classifier_report
+from asnn_goose.reporting.classifier_runs import is_classifier_run
 from asnn_goose.reporting.comparison import run_folders
 from asnn_goose.reporting.report import write_report
 from asnn_goose.reporting.run_folder import RECORDS
@@ -47,6 +49,17 @@ def versions_with_runs(runs_root: Path, reports_root: Path) -> list[str]:
     return sorted({path.parents[1].name for path in results})
 
 
+def write_report_of(folder: Path, reports_root: Path, runs_root: Path) -> Path:
+    """The report of a finished run, language model or classifier; returns its path.
+
+    Raises:
+        UserError: the run is not finished, or one of its files is damaged.
+    """
+    if is_classifier_run(folder):
+        return write_classifier_report(folder, reports_root)
+    return write_report(folder, reports_root, runs_root)
+
+
 def rebuild_reports(
     versions: Sequence[str],
     runs_root: Path,
@@ -67,7 +80,7 @@ def rebuild_reports(
             continue
         for folder in folders:
             try:
-                rebuilt.reports.append(write_report(folder, reports_root, runs_root))
+                rebuilt.reports.append(write_report_of(folder, reports_root, runs_root))
                 rebuilt.failures.pop(first, None)
                 break
             except UserError as error:

@@ -4,16 +4,12 @@ Perplexities are exp of the token-mean cross-entropy in nats, at temperature 1. 
 A quantity that was not measured is None, and its row is absent from every report.
 """
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AwareDatetime, Field
 
-from asnn_goose.errors import UserError
 from asnn_goose.reporting.information_record import InformationResult
-from asnn_goose.reporting.record_base import Record
+from asnn_goose.reporting.record_base import Record, read_result
 
 
 class TeacherResult(Record):
@@ -254,36 +250,4 @@ def load_result(path: Path) -> Result:
     Raises:
         UserError: the file is missing, is not JSON, does not have the fields of `Result`, or holds a non-finite number.
     """
-    try:
-        result = Result.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: the run did not finish; continue it with --resume.") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "its text"
-        raise UserError(f"{path} is not the result of a run: {place}: {first['msg']}; repeat the run.") from None
-    refuse_non_finite(result)
-    return result
-
-
-def refuse_non_finite(result: Result) -> None:
-    """Raise UserError that names every NaN or infinity, since JSON has neither."""
-    leaves = _leaves(result.model_dump())
-    bad = [f"{name} is {value}" for name, value in leaves if isinstance(value, float) and not math.isfinite(value)]
-    if bad:
-        raise UserError(
-            f"result.json of {result.run_id} cannot be written: {', '.join(bad)}; "
-            "look at loss and grad_norm in metrics.jsonl, then lower --train.lr."
-        )
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list | tuple):
-        items = enumerate(value)
-    else:
-        yield name, value
-        return
-    for key, item in items:
-        yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    return read_result(path, Result)

@@ -1,9 +1,60 @@
-"""The base of every record."""
+"""The base of every record, and how a result.json is read and checked."""
 
-from pydantic import BaseModel, ConfigDict
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from asnn_goose.errors import UserError
 
 
 class Record(BaseModel):
     """Immutable, and closed against unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_result(path: Path, schema: type[R]) -> R:
+    """Read a ``result.json`` as what a run of one kind measured.
+
+    Raises:
+        UserError: the file is missing, is not JSON, does not have the fields of `schema`, or holds a non-finite number.
+    """
+    try:
+        result = schema.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: the run did not finish; continue it with --resume.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "its text"
+        raise UserError(f"{path} is not the result of a run: {place}: {first['msg']}; repeat the run.") from None
+    refuse_non_finite(result, path.parent.name)
+    return result
+
+
+def refuse_non_finite(result: Record, run_id: str) -> None:
+    """Raise UserError that names every NaN or infinity, since JSON has neither."""
+    leaves = _leaves(result.model_dump())
+    bad = [f"{name} is {value}" for name, value in leaves if isinstance(value, float) and not math.isfinite(value)]
+    if bad:
+        raise UserError(
+            f"result.json of {run_id} cannot be written: {', '.join(bad)}; "
+            "look at loss and grad_norm in metrics.jsonl, then lower --train.lr."
+        )
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        yield name, value
+        return
+    for key, item in items:
+        yield from _leaves(item, f"{name}.{key}" if name else str(key))

@@ -1,14 +1,18 @@
 """The records of a finished run: what lies beside its report, small enough to commit and enough to make it again."""
 
 import shutil
+import zipfile
 from pathlib import Path
 
+import numpy as np
+
+from asnn_goose.errors import UserError
 from asnn_goose.reporting.metrics import metrics_line, read_metrics, thin
-from asnn_goose.reporting.record import load_result
+from asnn_goose.reporting.record import Raster
 from asnn_goose.reporting.run_folder import RECORDS, RunFolder, replacing, write_errors, write_text
 
 
-def keep_records(run: RunFolder, folder: Path) -> RunFolder:
+def keep_records(run: RunFolder, folder: Path, raster: Raster | None) -> RunFolder:
     """Copy RECORDS and the raster of a finished run into `folder`, metrics thinned; result.json, the last, ends it.
 
     The records of `folder` itself stay as they are.
@@ -21,7 +25,7 @@ def keep_records(run: RunFolder, folder: Path) -> RunFolder:
     """
     if folder.resolve() == run.path.resolve():
         return run
-    raster, metrics = load_result(run.result).raster, thin(read_metrics(run.metrics))
+    metrics = thin(read_metrics(run.metrics))
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lines = (metrics_line(line["step"], {key: line[key] for key in line if key != "step"}) for line in metrics)
@@ -31,3 +35,18 @@ def keep_records(run: RunFolder, folder: Path) -> RunFolder:
         with replacing(folder / name) as temporary:
             shutil.copyfile(run.path / name, temporary)
     return RunFolder.open(folder)
+
+
+def read_raster(file: Path) -> tuple[list[str], np.ndarray]:
+    """Tokens, and their spikes [tokens * steps, channels], as :meth:`RunFolder.write_raster` keeps them.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if not file.exists():
+        raise UserError(f"{file} does not exist, though result.json names it: put it back, or repeat the run.")
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays["tokens"].tolist(), arrays["spikes"]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} is damaged ({error}): put it back, or repeat the run.") from error

@@ -1,13 +1,11 @@
 """``reports/<version>/<run_id>/report.md``, a pure function of a run's files and of the runs it is compared with."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from asnn_goose.config.distillation import DistillationConfig
-from asnn_goose.errors import UserError
 from asnn_goose.reporting import health, information_section, sections, seeds, summary
 from asnn_goose.reporting.alarms import find_alarms
 from asnn_goose.reporting.comparison import FinishedRun, find_parent, find_twins, finished_runs, load_run
@@ -25,7 +23,7 @@ from asnn_goose.reporting.plots import (
     plot_stages,
     plot_temperature,
 )
-from asnn_goose.reporting.records import keep_records
+from asnn_goose.reporting.records import keep_records, read_raster
 from asnn_goose.reporting.run_folder import RunFolder, write_text
 
 _LOSS_LABELS = {
@@ -63,7 +61,7 @@ def write_report(run_folder: Path, reports_root: Path, runs_root: Path) -> Path:
     """
     result = load_run(run_folder).result
     target = reports_root / result.version / result.run_id
-    files = keep_records(RunFolder.open(run_folder), target)
+    files = keep_records(RunFolder.open(run_folder), target, result.raster)
     run, metrics = load_run(target), read_metrics(files.metrics)
     parent = find_parent(run, runs_root, reports_root)
     version_runs = finished_runs(run.result.version, runs_root, reports_root)
@@ -251,15 +249,7 @@ def _draw_spikes(run: FinishedRun, _: Metrics, __: Any, path: Path) -> Path | No
 def _draw_raster(run: FinishedRun, _: Metrics, __: Any, path: Path) -> Path | None:
     if run.result.raster is None:
         return None
-    file = run.folder / run.result.raster.file
-    if not file.exists():
-        raise UserError(f"{file} does not exist, though result.json names it: put it back, or repeat the run.")
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            tokens, spikes = arrays["tokens"].tolist(), arrays["spikes"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is damaged ({error}): put it back, or repeat the run.") from error
-    return plot_raster(tokens, spikes, path)
+    return plot_raster(*read_raster(run.folder / run.result.raster.file), path)
 
 
 _DRAW = {

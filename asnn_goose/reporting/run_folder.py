@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from asnn_goose.config.schema import Experiment
+from asnn_goose.config import AnyExperiment
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.metrics import metrics_line, read_metrics
 from asnn_goose.reporting.provenance import REPOSITORY, Provenance, Resumption, code_version
-from asnn_goose.reporting.record import Raster, Result, refuse_non_finite
+from asnn_goose.reporting.record import Raster
+from asnn_goose.reporting.record_base import Record, refuse_non_finite
 
 RECORDS = ("config.yaml", "provenance.json", "metrics.jsonl", "result.json")
 """What a report is made from, beside the raster that result.json may name."""
@@ -74,7 +75,7 @@ class RunFolder:
     def create(
         cls,
         runs_root: Path,
-        experiment: Experiment,
+        experiment: AnyExperiment,
         config_yaml: str,
         provenance: Provenance,
         path: Path | None = None,
@@ -170,18 +171,33 @@ class RunFolder:
             np.savez_compressed(file, tokens=np.array(tokens, dtype=np.str_), spikes=spikes.astype(np.int8))
         return raster
 
-    def write_result(self, result: Result) -> Path:
+    def write_result(self, result: Record) -> Path:
         """Write result.json, which marks the run as finished.
 
         Raises:
             UserError: a number is not finite (named by its path), or the disk is full.
         """
-        refuse_non_finite(result)
+        refuse_non_finite(result, self.run_id)
         write_text(self.result, result.model_dump_json(indent=2) + "\n")
         return self.result
 
     def _write_provenance(self) -> None:
         write_text(self.path / "provenance.json", self.provenance.model_dump_json(indent=2) + "\n")
+
+
+def read_config(run_folder: Path) -> str:
+    """Text of ``config.yaml``.
+
+    Raises:
+        UserError: it is missing or no text.
+    """
+    config = run_folder / "config.yaml"
+    try:
+        return config.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{config} does not exist: name the folder of a run.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{config} is damaged ({error}): repeat the run.") from None
 
 
 def load_provenance(run_folder: Path) -> Provenance:

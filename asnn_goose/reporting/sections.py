@@ -9,6 +9,7 @@ from asnn_goose.config.schema import SPIKING
 from asnn_goose.reporting.comparison import FinishedRun, changed_settings
 from asnn_goose.reporting.markdown import duration, fenced, integer, mebibytes, number, percent, quantity, table
 from asnn_goose.reporting.material import Material
+from asnn_goose.reporting.provenance import Provenance
 from asnn_goose.reporting.record import EnergyKind, EnergyResult
 
 
@@ -207,7 +208,12 @@ def configuration(material: Material) -> list[str]:
 
 def provenance(material: Material) -> list[str]:
     """Code, libraries, machine, fingerprint and the command."""
-    origin, machine = material.provenance, material.provenance.hardware
+    return provenance_section(material.provenance)
+
+
+def provenance_section(origin: Provenance) -> list[str]:
+    """The same, of any kind of run."""
+    machine = origin.hardware
     rows = [["run", f"`{origin.run_id}`"], ["started", f"{origin.started:%Y-%m-%d %H:%M:%S} UTC"]]
     if origin.commit is not None:
         rows.append(["commit", f"`{origin.commit}`{' with uncommitted changes' if origin.dirty else ''}"])

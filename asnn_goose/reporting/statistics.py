@@ -1,4 +1,4 @@
-"""Student's t, Welch's t and Holm's correction, on logarithms: what comes back is exponentiated, a ratio."""
+"""Student's t, Welch's t and Holm's correction; on logarithms what comes back is exponentiated, a ratio."""
 
 import itertools
 import math
@@ -10,22 +10,27 @@ from scipy.stats import t as student_t
 
 
 class Estimate(NamedTuple):
-    """exp of a mean of logarithms, or of the difference of two."""
+    """A mean, or exp of a mean of logarithms or of the difference of two."""
 
     value: float
     low: float | None
     """Lower end of the 95 % t-interval, None where there are too few values for one."""
     high: float | None
     p_value: float | None
-    """Two-sided t-test of a value of 1, None like the interval."""
+    """Two-sided t-test of a mean, or of a logarithm, of 0, None like the interval."""
+
+
+def mean_of(values_N: np.ndarray) -> Estimate:
+    """mean +- t_0.975(N - 1) s / sqrt(N), and the p of t = mean / (s / sqrt(N)); no interval where N = 1."""
+    n, mean = len(values_N), float(values_N.mean())
+    if n == 1:
+        return Estimate(mean, None, None, None)
+    return _estimate(mean, float(values_N.std(ddof=1)) / math.sqrt(n), n - 1)
 
 
 def one_sample(logs_N: np.ndarray) -> Estimate:
-    """exp(mean +- t_0.975(N - 1) s / sqrt(N)), and the p of t = mean / (s / sqrt(N)); no interval where N = 1."""
-    n, mean = len(logs_N), float(logs_N.mean())
-    if n == 1:
-        return Estimate(_exp(mean), None, None, None)
-    return _estimate(mean, float(logs_N.std(ddof=1)) / math.sqrt(n), n - 1)
+    """:func:`mean_of` logarithms, exponentiated."""
+    return _exponentiated(mean_of(logs_N))
 
 
 def welch(logs_N: np.ndarray, others_M: np.ndarray) -> Estimate:
@@ -40,7 +45,7 @@ def welch(logs_N: np.ndarray, others_M: np.ndarray) -> Estimate:
     a, b = float(logs_N.var(ddof=1)) / n, float(others_M.var(ddof=1)) / m
     # Two samples without spread have no degrees of freedom of their own, and an interval without width at any number.
     freedom = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1)) if a + b else n + m - 2
-    return _estimate(difference, math.sqrt(a + b), freedom)
+    return _exponentiated(_estimate(difference, math.sqrt(a + b), freedom))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -64,7 +69,12 @@ def _estimate(mean: float, error: float, freedom: float) -> Estimate:
     half = float(student_t.ppf(0.975, freedom)) * error
     # Values that are all equal leave t = mean / 0.
     p_value = 2 * float(student_t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
-    return Estimate(_exp(mean), _exp(mean - half), _exp(mean + half), p_value)
+    return Estimate(mean, mean - half, mean + half, p_value)
+
+
+def _exponentiated(estimate: Estimate) -> Estimate:
+    value, low, high, p_value = estimate
+    return Estimate(_exp(value), None if low is None else _exp(low), None if high is None else _exp(high), p_value)
 
 
 def _exp(value: float) -> float:

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from asnn_goose.config.classifier import TaskTrainConfig
 from asnn_goose.config.hardware import native_bfloat16
 from asnn_goose.config.schema import TrainConfig
 from asnn_goose.errors import UserError
@@ -36,7 +37,7 @@ def resolve_precision(precision: str, device: str) -> str:
 class Engine:
     """Processes, devices and the dtype of the student's products."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig | TaskTrainConfig):
         self.device_type = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device_type)
         self._fabric = Fabric(

@@ -5,7 +5,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from asnn_goose.train.checkpoint import Progress
 from asnn_goose.train.loop import evaluate, watch_teacher
 from asnn_goose.train.neuron_results import energy_result, information_result, spike_result
 from asnn_goose.train.setting import Setting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +100,7 @@ def measure(
     information, alarms = None, ()
     if spiking and experiment.train.probe_tokens:
         information, alarms = clock.time("probes", lambda: probe_spikes(setting))
-    save_student(setting, folder)
+    save_model(student, setting.teacher.tokenizer, folder)
     student_nll, teacher_nll = float(test.student_nll_W.sum()), float(test.teacher_nll_W.sum())
     low, high = test.interval()
     return Result(
@@ -240,7 +243,7 @@ def draw_raster(setting: Setting, folder: RunFolder) -> Raster | None:
     return folder.write_raster(layer, RASTER_SITE, tokens, spikes)
 
 
-def save_student(setting: Setting, folder: RunFolder) -> None:
+def save_model(student: "PreTrainedModel", tokenizer: Any, folder: RunFolder) -> None:
     """The student as a transformers folder, with its tokenizer.
 
     Raises:
@@ -249,8 +252,8 @@ def save_student(setting: Setting, folder: RunFolder) -> None:
     with replacing(folder.student) as part:
         try:
             with quiet_transformers():
-                setting.module.student.save_pretrained(part)
-                setting.teacher.tokenizer.save_pretrained(part)
+                student.save_pretrained(part)
+                tokenizer.save_pretrained(part)
         except SafetensorError as error:
             raise UserError(
                 f"{folder.student} cannot be written ({error}): free some space, then go on with --resume"

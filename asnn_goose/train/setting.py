@@ -11,14 +11,11 @@ from torch import Tensor
 
 from asnn_goose.cache import cache_root
 from asnn_goose.config import Experiment, fingerprint
-from asnn_goose.config.schema import NeuronConfig
 from asnn_goose.data.corpora import load_corpus, split_documents
 from asnn_goose.data.curriculum import CurriculumWindows
 from asnn_goose.data.loader import EvaluationSet, TrainingWindows, evaluation_windows
 from asnn_goose.data.tokenize import TokenShard, tokenise
 from asnn_goose.errors import UserError
-from asnn_goose.kernels.lif import lif_backend
-from asnn_goose.kernels.wkv7 import wkv7_backend
 from asnn_goose.models import Teacher, load_teacher, require_same_vocabulary
 from asnn_goose.models.tokenizer import load_tokenizer
 from asnn_goose.schedules import EarlyStopping, earliest_stop
@@ -28,6 +25,7 @@ from asnn_goose.train.checkpoint import Stateful
 from asnn_goose.train.dot import DOT
 from asnn_goose.train.engine import Engine
 from asnn_goose.train.features import FeatureTerms, Shape, feature_terms
+from asnn_goose.train.forms import neuron_form, recurrence_form
 from asnn_goose.train.objective import Distillation
 from asnn_goose.train.optimisers import Optimisers, build_optimisers, freeze
 from asnn_goose.train.progress import watch
@@ -246,29 +244,10 @@ def resolved(experiment: Experiment, engine: Engine, teacher: Teacher, text: Tex
         "teacher_dtype": str(teacher.dtype).removeprefix("torch."),
         "corpus": text.corpus_key,
         "precision": engine.precision,
-        "wkv": _recurrence_form(experiment, engine),
-        "lif": _neuron_form(experiment.student.neuron, engine),
-        "hidden_lif": _neuron_form(experiment.student.hidden_neuron, engine),
+        "wkv": recurrence_form(experiment.student.wkv_backend, experiment.data.window, engine),
+        "lif": neuron_form(experiment.student.neuron, engine),
+        "hidden_lif": neuron_form(experiment.student.hidden_neuron, engine),
     }
-
-
-def _recurrence_form(experiment: Experiment, engine: Engine) -> str:
-    try:
-        backend = experiment.student.wkv_backend
-        return wkv7_backend(backend, engine.device, torch.float32, tokens=experiment.data.window)
-    except ValueError as error:
-        raise UserError(f"student.wkv_backend: {error}") from None
-
-
-def _neuron_form(neuron: NeuronConfig, engine: Engine) -> str:
-    if neuron.kind not in ("ternary", "binary"):
-        return "none"
-    decay = torch.tensor(neuron.decay, requires_grad=neuron.learn_decay != "fixed")
-    options = neuron.model_dump(include={"kind", "reset", "detach_reset", "surrogate"})
-    try:
-        return lif_backend(neuron.backend, engine.device, torch.float32, decay=decay, **options)
-    except ValueError as error:
-        raise UserError(f"student.neuron.backend: {error}") from None
 
 
 def seen_tokens(shard: TokenShard, window: int, seed: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:

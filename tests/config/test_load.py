@@ -16,12 +16,16 @@ from asnn_goose.config import (
     delta,
     dump,
     experiment_names,
+    is_classifier,
+    is_classifier_dump,
+    load_classifier_dump,
+    load_classifier_experiment,
     load_dump,
     load_experiment,
 )
 from asnn_goose.config.flags import settable
 from asnn_goose.config.keys import flatten
-from asnn_goose.config.load import CONFIGS
+from asnn_goose.config.load import CLASSIFICATION, CONFIGS
 from asnn_goose.errors import UserError
 
 FILES = {
@@ -288,10 +292,26 @@ def test_v11_1_learns_the_temperature_that_v10_fixes():
     assert v10.distillation.temperature.init == 2.0
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
+@pytest.mark.parametrize("name", experiment_names(CONFIGS / CLASSIFICATION))
+def test_every_classifier_loads_at_every_scale_and_changes_something(name: str, scale: str):
+    own = load_classifier_experiment(name, ["--scale", scale]).experiment
+    assert is_classifier(name) and (own.version, own.train.scale) == (name, scale)
+    assert load_classifier_dump(dump(own)) == own and is_classifier_dump(dump(own))
+    if own.parent is not None:
+        assert delta(own, load_classifier_experiment(own.parent, ["--scale", scale]).experiment)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS).with_suffix(""))
+)
 def test_every_file_says_what_it_is_and_is_valid_alone(path: Path):
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ")
     if path.parent.name not in ("experiment", "train"):
-        load_experiment("v10", ["--scale", "smoke", f"--{path.parent.name}", path.stem])
+        argv = ["--scale", "smoke", f"--{path.parent.name}", path.stem]
+        if path.is_relative_to(CONFIGS / CLASSIFICATION):
+            load_classifier_experiment("v17_two_stage", argv)
+        else:
+            load_experiment("v10", argv)
     assert isinstance(yaml.safe_load(text), dict)

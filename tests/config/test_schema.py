@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from asnn_goose.config import load_experiment
+from asnn_goose.config import ClassifierExperiment, load_experiment
 from asnn_goose.config.keys import IDENTITY, flatten, groups, keys
 from asnn_goose.config.load import CONFIGS
 from asnn_goose.config.losses import Losses
@@ -50,7 +50,8 @@ def test_every_field_is_read_outside_the_configuration():
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
     read |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     # Of the losses' names each is shown to reach the step by a test of the step.
-    names = {part for path in keys() if path not in IDENTITY for part in path.split(".")} - set(Losses.model_fields)
+    every = keys().keys() | keys(ClassifierExperiment).keys()
+    names = {part for path in every if path not in IDENTITY for part in path.split(".")} - set(Losses.model_fields)
     # total_steps, which the training loop calls, reads these on its behalf.
     if "total_steps" in read:
         read |= {"tokens", "steps", "length"}

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from asnn_goose.errors import UserError
-from asnn_goose.reporting.record import Record, load_result, refuse_non_finite
+from asnn_goose.reporting.record import load_result
+from asnn_goose.reporting.record_base import Record, refuse_non_finite
 
 # The names that other programs read, as the design lists them.
 NAMES = [
@@ -61,7 +62,7 @@ def test_every_leaf_is_documented(model):
 )
 def test_a_non_finite_number_is_refused_by_name(make_result, key, value, shown):
     with pytest.raises(UserError, match=shown.replace(".", r"\.")):
-        refuse_non_finite(make_result({key: value}))
+        refuse_non_finite(make_result({key: value}), "a-run")
 
 
 def test_an_older_record_without_the_finer_counts_of_energy_loads(make_result, tmp_path):
@@ -88,7 +89,7 @@ def test_an_older_record_without_probes_loads(make_result, tmp_path):
 
 
 def test_finite_numbers_pass(make_result):
-    refuse_non_finite(make_result())
+    refuse_non_finite(make_result(), "a-run")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from asnn_goose.errors import UserError
 from asnn_goose.evaluation.information import measure_information
 from asnn_goose.reporting import Result, RunFolder, load_result, read_metrics
 from asnn_goose.train.checkpoint import NAME
-from asnn_goose.train.measure import Clock, continue_prompt, measure, probe_spikes, save_student
+from asnn_goose.train.measure import Clock, continue_prompt, measure, probe_spikes, save_model
 from asnn_goose.train.setting import prepare
 
 
@@ -195,9 +195,9 @@ def test_a_short_first_document_is_not_prompted_with_its_padding(setting):
 def test_a_full_disk_leaves_no_half_student(setting, tiny_run, tmp_path, disk_with_room_for):
     folder = RunFolder(tmp_path, RunFolder.open(tiny_run).provenance)
     with disk_with_room_for(20_000), pytest.raises(UserError, match=r"student .*free some space"):
-        save_student(setting, folder)
+        save_model(setting.module.student, setting.teacher.tokenizer, folder)
     assert list(tmp_path.iterdir()) == []
-    save_student(setting, folder)
+    save_model(setting.module.student, setting.teacher.tokenizer, folder)
     assert (folder.student / "model.safetensors").is_file()
 
 

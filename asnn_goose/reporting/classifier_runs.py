@@ -1,0 +1,72 @@
+"""Finished runs of classifiers, and which of them differ in their seed alone."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from asnn_goose.config import ClassifierExperiment, delta, is_classifier_dump, load_classifier_dump
+from asnn_goose.config.load import NOT_NUMBERS
+from asnn_goose.errors import UserError
+from asnn_goose.reporting.classifier_record import ClassifierResult
+from asnn_goose.reporting.record_base import read_result
+from asnn_goose.reporting.run_folder import read_config
+
+_log = logging.getLogger(__name__)
+
+
+class ClassifierRun(NamedTuple):
+    """A run, or its records beside its report."""
+
+    folder: Path
+    result: ClassifierResult
+    experiment: ClassifierExperiment
+
+
+def load_classifier_run(folder: Path) -> ClassifierRun:
+    """Read config.yaml and result.json.
+
+    Raises:
+        UserError: one of them is missing or not what it should be.
+    """
+    text = read_config(folder)
+    result = read_result(folder / "result.json", ClassifierResult)
+    return ClassifierRun(folder, result, load_classifier_dump(text, str(folder / "config.yaml")))
+
+
+def is_classifier_run(folder: Path) -> bool:
+    """Whether config.yaml is there and a classifier's."""
+    return (folder / "config.yaml").exists() and is_classifier_dump(read_config(folder))
+
+
+def recorded_classifiers(reports_root: Path, version: str = "*") -> list[ClassifierRun]:
+    """All that lie beside reports, newest first; one that is damaged is logged and left out."""
+    runs = []
+    for path in reports_root.glob(f"{version}/*/result.json"):
+        try:
+            if is_classifier_run(path.parent):
+                runs.append(load_classifier_run(path.parent))
+        except UserError as error:
+            _log.warning("%s (left out)", error)
+    return sorted(runs, key=lambda run: (run.result.started, run.result.run_id), reverse=True)
+
+
+def seeds_alike(runs: Iterable[ClassifierRun]) -> list[tuple[ClassifierRun, ...]]:
+    """Groups that differ in nothing but their seed, each seed's newest run, by seed; the largest group comes first.
+
+    Args:
+        runs: newest first; of groups of one size the one with the newest run comes first.
+    """
+    groups: list[list[ClassifierRun]] = []
+    for run in runs:
+        home = next((group for group in groups if not _differences(group[0], run)), None)
+        if home is None:
+            groups.append([run])
+        elif run.result.seed not in {other.result.seed for other in home}:
+            home.append(run)
+    groups.sort(key=len, reverse=True)
+    return [tuple(sorted(group, key=lambda run: run.result.seed)) for group in groups]
+
+
+def _differences(one: ClassifierRun, other: ClassifierRun) -> set[str]:
+    return set(delta(one.experiment, other.experiment)) - NOT_NUMBERS - {"seed"}

@@ -1,0 +1,127 @@
+"""``reports/classification.md``: what each arm of the classifiers does on each task, over seeds, from records alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from asnn_goose.reporting.classifier_runs import ClassifierRun, recorded_classifiers, seeds_alike
+from asnn_goose.reporting.effects import ALPHA
+from asnn_goose.reporting.markdown import duration, number, percent, table
+from asnn_goose.reporting.run_folder import write_text
+from asnn_goose.reporting.statistics import Estimate, holm, mean_of
+
+NAME = "classification.md"
+Arms = Mapping[str, tuple[ClassifierRun, ...]]
+"""Version -> its runs on one task at one scale, by seed."""
+
+
+class Difference(NamedTuple):
+    """An arm against its parent, in accuracy, seed by seed."""
+
+    pairs: int
+    accuracy: Estimate
+
+
+def write_classifier_table(reports_root: Path) -> Path | None:
+    """Write the table of every task and scale that has records; None where there are none."""
+    places: dict[tuple[str, str], dict[str, list[ClassifierRun]]] = {}
+    for run in recorded_classifiers(reports_root):
+        arms = places.setdefault((run.result.scale, run.result.task.name), {})
+        arms.setdefault(run.result.version, []).append(run)
+    if not places:
+        return None
+    lines = ["# Classifiers", "", *_explanation()]
+    for (scale, task), found in sorted(places.items()):
+        lines += ["", *_section(scale, task, {version: seeds_alike(runs)[0] for version, runs in found.items()})]
+    path = reports_root / NAME
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def _explanation() -> list[str]:
+    return [
+        "Test accuracy is read once, at the end of each run; means over seeds with Student's t-interval (95 %), of one "
+        "seed the run's own by bootstrap over texts. An arm differs from its parent in the one change that its reports "
+        "name; the difference is taken seed by seed, in points of accuracy. A verdict needs a p-value below 0.05 after "
+        "Holm's correction over the comparisons of the task.",
+    ]
+
+
+def _section(scale: str, task: str, arms: Arms) -> list[str]:
+    ordered = sorted(arms, key=lambda version: (arms[version][0].result.parent is not None, version))
+    differences = {version: found for version in ordered if (found := difference(arms, version)) is not None}
+    tested = {version: d.accuracy.p_value for version, d in differences.items() if d.accuracy.p_value is not None}
+    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+    rows = [_row(version, arms[version], differences.get(version), corrected.get(version)) for version in ordered]
+    teacher = arms[ordered[0]][0].result.teacher
+    header = [
+        "arm", "change", "seeds", "test accuracy (95 %)", "macro-F1", "of the teacher's", "against", "points (95 %)",
+        "p, corrected", "verdict", "spike rate", "energy, times the teacher's", "time of a run",
+    ]  # fmt: skip
+    return [
+        f"## {task}, scale {scale}",
+        "",
+        f"The fine-tuned teacher {teacher.name} reaches {percent(teacher.test.accuracy)} "
+        f"({percent(teacher.test.accuracy_low)} to {percent(teacher.test.accuracy_high)}).",
+        "",
+        *table(header, rows),
+    ]
+
+
+def difference(arms: Arms, version: str) -> Difference | None:
+    """Accuracy of an arm minus its parent's, over the seeds that both have; None without a pair."""
+    parents = arms.get(arms[version][0].result.parent or "", ())
+    theirs = {run.result.seed: run.result.student.test.accuracy for run in parents}
+    pairs = [
+        run.result.student.test.accuracy - theirs[run.result.seed] for run in arms[version] if run.result.seed in theirs
+    ]
+    return Difference(len(pairs), mean_of(np.array(pairs))) if pairs else None
+
+
+def _row(version: str, runs: Sequence[ClassifierRun], found: Difference | None, p_value: float | None) -> list[str]:
+    results = [run.result for run in runs]
+    accuracy = mean_of(np.array([result.student.test.accuracy for result in results]))
+    low, high = accuracy.low, accuracy.high
+    if low is None or high is None:
+        low, high = results[0].student.test.accuracy_low, results[0].student.test.accuracy_high
+    spikes = [result.spikes.rate for result in results if result.spikes is not None]
+    joules = [result.energy for result in results if result.energy is not None]
+    return [
+        f"[{version}]({version}/README.md)",
+        runs[0].experiment.change,
+        str(len(runs)),
+        f"{percent(accuracy.value)} ({percent(low)} to {percent(high)})",
+        percent(_mean([result.student.test.macro_f1 for result in results])),
+        percent(_mean([result.ratio_to_teacher for result in results])),
+        results[0].parent or "",
+        "" if found is None else _points(found.accuracy),
+        "" if p_value is None else number(p_value, 2),
+        _verdict(results[0].parent, found, p_value),
+        percent(_mean(spikes)) if spikes else "",
+        number(_mean([e.student_joules / e.teacher_joules for e in joules]), 3) if joules else "",
+        duration(_mean([result.wall_seconds for result in results])),
+    ]
+
+
+def _points(accuracy: Estimate) -> str:
+    if accuracy.low is None or accuracy.high is None:
+        return f"{100 * accuracy.value:+.1f}"
+    return f"{100 * accuracy.value:+.1f} ({100 * accuracy.low:+.1f} to {100 * accuracy.high:+.1f})"
+
+
+def _verdict(parent: str | None, found: Difference | None, p_value: float | None) -> str:
+    if parent is None:
+        return "base"
+    if found is None:
+        return "parent without runs"
+    if p_value is None:
+        return "one seed"
+    if p_value >= ALPHA:
+        return "no difference shown"
+    return "helps" if found.accuracy.value > 0 else "hurts"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,129 @@
+"""The table of classifiers: means, differences and verdicts against scipy, from made-up records."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from asnn_goose.config import dump, load_classifier_experiment
+from asnn_goose.errors import UserError
+from asnn_goose.reporting.classifier_record import (
+    ClassifierResult,
+    FinetunedResult,
+    Score,
+    SentenceEnergy,
+    StudentScores,
+    TaskResult,
+)
+from asnn_goose.reporting.classifier_runs import recorded_classifiers, seeds_alike
+from asnn_goose.reporting.classifier_table import write_classifier_table
+from asnn_goose.reporting.record_base import read_result
+from asnn_goose.reporting.statistics import mean_of
+
+START = datetime(2026, 11, 26, tzinfo=UTC)
+
+
+def _score(right: int) -> Score:
+    share = right / 100
+    return Score(
+        accuracy=share, accuracy_low=share - 0.05, accuracy_high=share + 0.05, macro_f1=share - 0.01,
+        macro_f1_low=share - 0.06, macro_f1_high=share + 0.04, confusion=((right, 100 - right), (0, 0)),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Callable[..., Path]:
+    """Puts down the records of a run that named so many of 100 test texts rightly."""
+
+    def record(version: str, seed: int, right: int, task: str = "reviews", hours: int = 0, **flags: Any) -> Path:
+        argv = ["--scale=cpu", f"--seed={seed}", f"--task.name={task}"]
+        argv += [f"--{key.replace('__', '.')}={value}" for key, value in flags.items()]
+        experiment = load_classifier_experiment(version, argv).experiment
+        folder = tmp_path / version / f"{task}-{seed}-{hours}"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(dump(experiment), encoding="utf-8")
+        result = ClassifierResult(
+            run_id=folder.name, version=version, parent=experiment.parent, seed=seed, fingerprint="f", scale="cpu",
+            started=START + timedelta(hours=hours), steps=10, texts_seen=160, wall_seconds=600.0,
+            seconds_by_phase={"training": 500.0},
+            task=TaskResult(
+                name=task, licence="none", labels=("a", "b"), counts={"test": (100, 0)}, truncated={"test": 0},
+                window=64, copies=0,
+            ),
+            teacher=FinetunedResult(name="minilm", parameters=5, epochs=2, validation=_score(90), test=_score(90)),
+            student=StudentScores(
+                parameters=5, trained_parameters=5, blocks=2, validation=_score(right), test=_score(right)
+            ),
+            ratio_to_teacher=right / 90,
+            energy=SentenceEnergy(tokens=9.0, student_joules=1.0, teacher_joules=4.0),
+        )  # fmt: skip
+        (folder / "result.json").write_text(result.model_dump_json(), encoding="utf-8")
+        return folder
+
+    return record
+
+
+def _rows(root: Path) -> dict[str, list[str]]:
+    path = write_classifier_table(root)
+    assert path is not None
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| [")]
+    return {line.split("]")[0][3:]: [cell.strip() for cell in line.strip("|").split("|")] for line in lines}
+
+
+def test_differences_are_paired_by_seed_and_tested_as_scipy_does(record, tmp_path):
+    base, child = (80, 82, 85, 83), (70, 71, 76, 72)
+    for seed, (one, other) in enumerate(zip(base, child, strict=True)):
+        record("v17_two_stage", seed, one)
+        record("v17_no_stage1", seed, other)
+    row = _rows(tmp_path)["v17_no_stage1"]
+    points = np.array(child) - np.array(base)
+    test: Any = stats.ttest_1samp(points, 0)
+    low, high = test.confidence_interval()
+    assert f"{points.mean():+.1f} ({low:+.1f} to {high:+.1f})" in row and "hurts" in row
+    found = mean_of(points.astype(float))
+    assert found == pytest.approx((points.mean(), low, high, test.pvalue))
+    assert f"{np.mean(child):.1f} %" in row[3] and row[2] == "4" and "0.250" in row
+    assert "base" in _rows(tmp_path)["v17_two_stage"]
+
+
+def test_a_difference_within_the_noise_and_one_seed_are_said_to_be_so(record, tmp_path):
+    for seed, right in enumerate((80, 82)):
+        record("v17_two_stage", seed, right)
+        record("v17_no_features", seed, 161 - right)
+    record("v17_ce_only", 0, 60)
+    rows = _rows(tmp_path)
+    assert "no difference shown" in rows["v17_no_features"]
+    assert "one seed" in rows["v17_ce_only"] and "-20.0" in rows["v17_ce_only"]
+
+
+def test_an_arm_whose_parent_did_not_run_on_the_task_says_so(record, tmp_path):
+    record("v17_two_stage", 0, 80, task="reuters_r8")
+    record("v17_exits", 0, 80)
+    assert "parent without runs" in _rows(tmp_path)["v17_exits"]
+
+
+def test_of_several_settings_those_with_most_seeds_count(record, tmp_path):
+    record("v17_two_stage", 0, 80)
+    record("v17_two_stage", 1, 82)
+    record("v17_two_stage", 0, 20, hours=5, train__lr=1e-6)
+    record("v17_two_stage", 1, 84, hours=6)
+    runs = recorded_classifiers(tmp_path, "v17_two_stage")
+    assert [[run.result.student.test.accuracy for run in group] for group in seeds_alike(runs)] == [[0.8, 0.84], [0.2]]
+
+
+def test_a_damaged_record_is_left_out_and_named(record, tmp_path, caplog):
+    record("v17_two_stage", 0, 80)
+    torn = record("v17_two_stage", 1, 80)
+    (torn / "result.json").write_text("{", encoding="utf-8")
+    assert _rows(tmp_path)["v17_two_stage"][2] == "1"
+    assert str(torn) in caplog.text
+    with pytest.raises(UserError, match="is not the result of a run"):
+        read_result(torn / "result.json", ClassifierResult)
+
+
+def test_no_records_no_table(tmp_path):
+    assert write_classifier_table(tmp_path) is None and not list(tmp_path.iterdir())

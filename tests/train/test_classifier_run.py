@@ -1,0 +1,243 @@
+"""A run of a classifier by command: two stages, a record, a report, and the same again after an interruption."""
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from asnn_goose import cli
+from asnn_goose.reporting.classifier_record import ClassifierResult
+from asnn_goose.reporting.record_base import read_result
+from asnn_goose.train import general
+from tests.conftest import logger_put_back, write_texts
+from tests.models.test_encoder import save_bert
+
+TIMES = {"run_id", "started", "wall_seconds", "seconds_by_phase", "notes"}
+SECTIONS = ("# v17_two_stage on ", "## Result", "## Training", "## Spikes and energy", "## Texts", "## Provenance")
+
+
+def _write_task(path: Path, seed: int = 0) -> Path:
+    draw = random.Random(seed)
+    rows = [
+        f"{''.join(draw.choices('abcdefgh ', k=draw.randint(5, 30)))}{'xy'[n % 2]},with {'xy'[n % 2]}"
+        for n in range(70)
+    ]
+    path.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny encoder, a task and text without labels, and a cache that the runs of this file share."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    save_bert(folder / "bert", hidden_dropout_prob=0.0)
+    _write_task(folder / "task.csv")
+    write_texts(folder / "texts")
+    return folder
+
+
+def _flags(place: Path, **changes: object) -> list[str]:
+    base: dict[str, object] = {
+        "scale": "smoke",
+        "task.source": "files",
+        "task.path": place / "task.csv",
+        "task.window": 24,
+        "teacher.name": place / "bert",
+        "teacher.finetune.epochs": 1,
+        "student.head_size": 16,
+        "general.tokens": 600,
+        "general.window": 24,
+        "general.batch_size": 4,
+        "general.data.source": "files",
+        "general.data.path": place / "texts",
+        "train.epochs": 0.5,
+        "train.eval_every": 2,
+        "train.checkpoint_every": 2,
+        "train.device": "cpu",
+        "train.precision": "float32",
+    }
+    values = base | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"--{key}={value}" for key, value in values.items() if value is not None]
+
+
+@pytest.fixture
+def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Run an arm to its end; returns the folder of its records beside the report."""
+    _point_to(place / "cache", tmp_path, monkeypatch)
+
+    def run(version: str = "v17_two_stage", status: int = 0, **changes: object) -> Path:
+        with logger_put_back():
+            assert cli.main(version, _flags(place, **changes)) == status
+        return max((tmp_path / "runs" / version).iterdir())
+
+    return run
+
+
+def _point_to(cache: Path, root: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("ASNN_GOOSE_CACHE", str(cache))
+    patch.setenv("ASNN_GOOSE_RUNS", str(root / "runs"))
+    patch.setenv("ASNN_GOOSE_REPORTS", str(root / "reports"))
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of one finished run of the whole recipe."""
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch, logger_put_back():
+        _point_to(place / "cache", root, patch)
+        assert cli.main("v17_two_stage", _flags(place)) == 0
+    (folder,) = (root / "runs" / "v17_two_stage").iterdir()
+    return folder
+
+
+def _result(folder: Path) -> ClassifierResult:
+    return read_result(folder / "result.json", ClassifierResult)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "student" / "model.safetensors")
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_record_counts_what_the_task_holds(finished):
+    result = _result(finished)
+    assert result.task.labels == ("with x", "with y")
+    assert sum(map(sum, result.task.counts.values())) + result.task.copies == 70
+    assert sum(result.task.truncated.values()) > 0
+    batches = math.ceil(sum(result.task.counts["train"]) / 4)
+    assert result.steps == round(0.5 * batches) and result.texts_seen == 4 * result.steps
+    test = result.student.test
+    right = sum(test.confusion[n][n] for n in range(2))
+    assert test.accuracy == pytest.approx(right / sum(result.task.counts["test"]))
+    assert result.ratio_to_teacher == pytest.approx(test.accuracy / result.teacher.test.accuracy)
+    assert result.spikes is not None and 0 < result.spikes.rate < 1
+    assert result.energy is not None and result.energy.student_joules > 0
+
+
+def test_the_report_has_its_sections_and_figures(finished):
+    (report,) = (finished.parents[2] / "reports" / "v17_two_stage").glob("*/report.md")
+    text = report.read_text(encoding="utf-8")
+    assert [section for section in SECTIONS if section not in text] == []
+    for name in ("confusion", "accuracy", "spikes", "raster"):
+        assert f"]({name}.png)" in text and (report.parent / f"{name}.png").stat().st_size > 1000
+    assert "First stage: the blocks' states were matched" in text
+    table = (finished.parents[2] / "reports" / "classification.md").read_text(encoding="utf-8")
+    assert "| [v17_two_stage](v17_two_stage/README.md) |" in table and "| base |" in table
+
+
+def test_reports_are_made_again_from_the_records_alone(finished, tmp_path, monkeypatch, capfd):
+    reports = finished.parents[2] / "reports"
+    shutil.copytree(reports, tmp_path / "reports", ignore=shutil.ignore_patterns("*.md", "*.png"))
+    _point_to(tmp_path / "cache", tmp_path, monkeypatch)
+    assert cli.command(["report", "--all"]) == 0
+    assert capfd.readouterr().out == "reports written: 1\n"
+    made = _files(tmp_path / "reports")
+    assert {name: made[name] for name in _files(reports)} == _files(reports)
+
+
+def test_the_student_is_an_ordinary_classifier_with_its_labels(finished):
+    says = pipeline("text-classification", str(finished / "student"))("abcabcx")
+    assert says[0]["label"] in ("with x", "with y") and 0.5 <= says[0]["score"] <= 1
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_resumed_equals_uninterrupted(run, finished, stop, stopping_at, monkeypatch, place):
+    with monkeypatch.context() as patch:
+        patch.setattr("asnn_goose.train.classifier_session.Recorder", stopping_at(stop))
+        folder = run(status=cli.INTERRUPTED)
+    assert not (folder / "result.json").exists()
+    assert cli.main("v17_two_stage", ["--scale=smoke", "--resume", str(folder)]) == 0
+    ours, theirs = _weights(folder), _weights(finished)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert _result(folder).model_dump(exclude=TIMES) == _result(finished).model_dump(exclude=TIMES)
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [json.loads(line)["step"] for line in (finished / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_first_stage_is_computed_once_for_all_tasks_arms_and_seeds(run, finished, place, tmp_path, monkeypatch):
+    trained = []
+    once = general._train
+    monkeypatch.setattr(general, "_train", lambda *parts: trained.append(parts) or once(*parts))
+    other = _write_task(tmp_path / "other.csv", seed=1)
+    stage = _result(finished).notes
+    assert _result(run(seed=1)).notes == stage
+    assert _result(run(task__path=other)).notes == stage
+    assert _result(run("v17_no_features")).notes == stage
+    assert trained == []
+    assert _result(run(general__lr=2e-3)).notes != stage
+    assert len(trained) == 1
+
+
+def test_each_arm_runs(run):
+    left_out = {key: None for key in _general_keys()}
+    for version in ("v17_no_stage1", "v17_ce_only"):
+        result = _result(run(version, **left_out))
+        assert result.notes == () and result.parent == "v17_two_stage"
+    dense = _result(run("v17_dense_twin"))
+    assert dense.spikes is None and dense.raster is None
+    exits = _result(run("v17_exits", student__exits="[1]"))
+    assert [each.confidence for each in exits.exits] == sorted(each.confidence for each in exits.exits)
+    depths = [each.mean_depth for each in exits.exits]
+    assert depths == sorted(depths) and depths[0] >= 1 and depths[-1] <= 2
+    patient = _result(run("v17_patient"))
+    assert patient.steps == round(3 * 0.5 * math.ceil(sum(patient.task.counts["train"]) / 4))
+
+
+def _general_keys() -> list[str]:
+    return [f"general.{key}" for key in ("tokens", "window", "batch_size", "data.source", "data.path")]
+
+
+def test_a_student_with_a_tokenizer_of_its_own_learns_from_classes_alone(run, place, tmp_path):
+    other = save_bert(tmp_path / "other")
+    apart = {"losses.features": 0.0, "losses.embeddings": 0.0, "student.init": "none", "student.tokenizer": other}
+    left_out = {key: None for key in _general_keys()}
+    result = _result(run("v17_no_stage1", **left_out, **apart))
+    assert result.student.test.accuracy >= 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"losses.ce": 0.0, "losses.kl": 0.0}, "nothing teaches the classes"),
+        ({"student.tokenizer": "x"}, "compares token by token"),
+        ({"student.width": 64}, "losses.embeddings compares tables of one width"),
+        ({"student.exits": "[2]"}, "student.exits must rise within 1 to 1"),
+        ({"student.head_size": 12}, "student.head_size 12 does not divide the width 32"),
+        ({"student.neuron.sparsity": 0.5}, "student.neuron.sparsity 0.5 is set from the text of a language model"),
+        ({"general.window": 128}, "general.window is 128"),
+        ({"train.lr": 1e9, "train.warmup": 0.0}, "lower train.lr 1000000000.0"),
+        ({"general.lr": 1e12, "general.warmup": 0.0}, "lower general.lr 1000000000000.0"),
+    ],
+)
+def test_a_mistake_is_one_sentence(place, tmp_path, monkeypatch, capfd, changes, words):
+    _point_to(place / "cache", tmp_path, monkeypatch)
+    assert cli.main("v17_two_stage", _flags(place, **changes)) == 2
+    last = capfd.readouterr().err.rstrip().split("\n")[-1]
+    assert last.startswith("error: ") and words in last
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["ab,x", "cd,x", "ef,x"] * 9, "x"),
+        ([f"t{n},{'xy'[n % 2]}" for n in range(30)] + [" ,x"], "line 32 has no text in field 'text'"),
+        ([f"t{n},{n % 2 + 0.5}" for n in range(30)], "0.5"),
+    ],
+)
+def test_a_task_that_cannot_be_learnt_is_one_sentence(place, tmp_path, monkeypatch, capfd, rows, words):
+    (tmp_path / "task.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    _point_to(place / "cache", tmp_path, monkeypatch)
+    assert cli.main("v17_two_stage", _flags(place, task__path=tmp_path / "task.csv")) == 2
+    last = capfd.readouterr().err.rstrip().split("\n")[-1]
+    assert last.startswith("error: ") and words in last
+    assert not (tmp_path / "runs").exists()
