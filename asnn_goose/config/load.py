@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -185,26 +185,26 @@ def fingerprint(experiment: Experiment, resolved: Mapping[str, str]) -> str:
     precision (dtypes), wkv and lif (the kernels that were picked). NOT_NUMBERS stays out; train.devices stays in, since
     it multiplies the batch.
     """
-    if missing := set(RESOLVED.values()) - set(resolved):
-        raise ValueError(f"resolved lacks {', '.join(sorted(missing))}")
-    values = flatten(experiment.model_dump(mode="json"))
     # How often validation is looked at decides where early stopping strikes, and where a stage may end.
     curriculum = experiment.distillation.curriculum
     watched = experiment.train.stopping is not None or (curriculum is not None and curriculum.rule != "time")
     outside = NOT_NUMBERS - {"train.eval_every"} if watched else NOT_NUMBERS
-    return _digest({key: value for key, value in values.items() if key not in outside | RESOLVED.keys()}, resolved)
+    return _digest(experiment, outside, RESOLVED, resolved)
 
 
 def classifier_fingerprint(experiment: ClassifierExperiment, resolved: Mapping[str, str]) -> str:
     """:func:`fingerprint` of a classifier's run; `resolved` gives what the keys of CLASSIFIER_RESOLVED came to."""
-    if missing := set(CLASSIFIER_RESOLVED.values()) - set(resolved):
+    return _digest(experiment, NOT_NUMBERS, CLASSIFIER_RESOLVED, resolved)
+
+
+def _digest(
+    experiment: AnyExperiment, outside: Collection[str], replaced: Mapping[str, str], resolved: Mapping[str, str]
+) -> str:
+    """Of all settings but those outside, and with what `resolved` says in the place of those replaced."""
+    if missing := set(replaced.values()) - set(resolved):
         raise ValueError(f"resolved lacks {', '.join(sorted(missing))}")
     values = flatten(experiment.model_dump(mode="json"))
-    outside = NOT_NUMBERS | CLASSIFIER_RESOLVED.keys()
-    return _digest({key: value for key, value in values.items() if key not in outside}, resolved)
-
-
-def _digest(settings: Mapping[str, Any], resolved: Mapping[str, str]) -> str:
+    settings = {key: value for key, value in values.items() if key not in outside and key not in replaced}
     canonical = json.dumps({"settings": settings, "resolved": dict(resolved)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

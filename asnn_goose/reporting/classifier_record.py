@@ -3,10 +3,8 @@
 Accuracies and F1 lie in [0, 1]; intervals are 95 %, by bootstrap over texts.
 """
 
-from pydantic import AwareDatetime
-
 from asnn_goose.reporting.record import Raster, SpikeResult
-from asnn_goose.reporting.record_base import Record
+from asnn_goose.reporting.record_base import Record, RunRecord
 
 
 class Score(Record):
@@ -99,25 +97,9 @@ class SentenceEnergy(Record):
     """The blocks, attention included."""
 
 
-class ClassifierResult(Record):
+class ClassifierResult(RunRecord):
     """Contents of ``result.json``."""
 
-    run_id: str
-    """Name of the run's folder."""
-    version: str
-    """Experiment."""
-    parent: str | None
-    """Version that it changes."""
-    seed: int
-    """Of initialisation and order of the texts."""
-    fingerprint: str
-    """SHA-256 of all that can change a number."""
-    scale: str
-    """Train group."""
-    started: AwareDatetime
-    """When the first session began."""
-    steps: int
-    """Optimiser steps of the second stage."""
     texts_seen: int
     """Training texts read in it, repetitions included."""
     wall_seconds: float

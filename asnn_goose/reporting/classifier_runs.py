@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from asnn_goose.config import ClassifierExperiment, delta, is_classifier_dump, load_classifier_dump
-from asnn_goose.config.load import NOT_NUMBERS
+from asnn_goose.config import ClassifierExperiment, is_classifier_dump, load_classifier_dump
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.classifier_record import ClassifierResult
+from asnn_goose.reporting.comparison import changed_experiment
 from asnn_goose.reporting.record_base import read_result
 from asnn_goose.reporting.run_folder import read_config
 
@@ -59,14 +59,10 @@ def seeds_alike(runs: Iterable[ClassifierRun]) -> list[tuple[ClassifierRun, ...]
     """
     groups: list[list[ClassifierRun]] = []
     for run in runs:
-        home = next((group for group in groups if not _differences(group[0], run)), None)
+        home = next((group for group in groups if not changed_experiment(group[0].experiment, run.experiment)), None)
         if home is None:
             groups.append([run])
         elif run.result.seed not in {other.result.seed for other in home}:
             home.append(run)
     groups.sort(key=len, reverse=True)
     return [tuple(sorted(group, key=lambda run: run.result.seed)) for group in groups]
-
-
-def _differences(one: ClassifierRun, other: ClassifierRun) -> set[str]:
-    return set(delta(one.experiment, other.experiment)) - NOT_NUMBERS - {"seed"}

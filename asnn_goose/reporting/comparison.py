@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from asnn_goose.config.load import NOT_NUMBERS, delta, load_dump
+from asnn_goose.config.load import NOT_NUMBERS, AnyExperiment, delta, load_dump
 from asnn_goose.config.schema import Experiment
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.markdown import integer, number, percent
@@ -51,7 +51,7 @@ def changed_settings(before: FinishedRun, after: FinishedRun) -> dict[str, tuple
     return changed_experiment(before.experiment, after.experiment)
 
 
-def changed_experiment(before: Experiment, after: Experiment) -> dict[str, tuple[Any, Any]]:
+def changed_experiment(before: AnyExperiment, after: AnyExperiment) -> dict[str, tuple[Any, Any]]:
     """:func:`changed_settings` of two configurations."""
     differing = delta(after, before)
     return {key: pair for key, pair in differing.items() if key not in NOT_NUMBERS | {"seed"}}

@@ -6,10 +6,10 @@ A quantity that was not measured is None, and its row is absent from every repor
 
 from pathlib import Path
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from asnn_goose.reporting.information_record import InformationResult
-from asnn_goose.reporting.record_base import Record, read_result
+from asnn_goose.reporting.record_base import Record, RunRecord, read_result
 
 
 class TeacherResult(Record):
@@ -188,25 +188,9 @@ class Raster(Record):
     """Arrays ``tokens`` [tokens] of str and ``spikes`` [tokens * steps, channels] of int8, micro-steps innermost."""
 
 
-class Result(Record):
+class Result(RunRecord):
     """Everything that a finished run measured."""
 
-    run_id: str
-    """Name of the run's folder."""
-    version: str
-    """Experiment."""
-    parent: str | None
-    """Version that this one changes."""
-    seed: int
-    """Seed of initialisation and data order."""
-    fingerprint: str
-    """Digest of every setting that can change the numbers."""
-    scale: str
-    """Name of the train group."""
-    started: AwareDatetime
-    """Begin of the run."""
-    steps: int
-    """Optimiser steps."""
     tokens_seen: int
     """Training tokens."""
     wall_seconds: float

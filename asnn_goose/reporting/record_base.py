@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from asnn_goose.errors import UserError
 
@@ -14,6 +14,27 @@ class Record(BaseModel):
     """Immutable, and closed against unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunRecord(Record):
+    """What every result.json begins with."""
+
+    run_id: str
+    """Name of the run's folder."""
+    version: str
+    """Experiment."""
+    parent: str | None
+    """Version that this one changes."""
+    seed: int
+    """Seed of initialisation and data order."""
+    fingerprint: str
+    """Digest of every setting that can change the numbers."""
+    scale: str
+    """Name of the train group."""
+    started: AwareDatetime
+    """Begin of the run."""
+    steps: int
+    """Optimiser steps."""
 
 
 R = TypeVar("R", bound=Record)

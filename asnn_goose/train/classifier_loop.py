@@ -11,12 +11,12 @@ from tqdm import tqdm
 from asnn_goose.data.labelled_texts import LabelledTexts
 from asnn_goose.errors import UserError
 from asnn_goose.evaluation.classification import Scored, score
-from asnn_goose.schedules import warmup_cosine
 from asnn_goose.train import checkpoint
 from asnn_goose.train.checkpoint import Progress, Stateful
 from asnn_goose.train.class_targets import class_logits
 from asnn_goose.train.classifier_setting import ClassifierSetting
 from asnn_goose.train.loop import Interrupted, Recorder, line, stop_on_interrupt
+from asnn_goose.train.optimisers import set_warmup_cosine
 
 _log = logging.getLogger(__name__)
 
@@ -84,9 +84,7 @@ def train_classifier(setting: ClassifierSetting, recorder: Recorder, progress: P
 def _step(setting: ClassifierSetting, step: int) -> tuple[dict[str, float], int]:
     """One update; returns its metrics and how many texts it read."""
     config, engine, module = setting.experiment.train, setting.engine, setting.module
-    lr = config.lr * warmup_cosine(step, setting.total_steps, config.warmup, config.lr_end)
-    for group in setting.optimiser.param_groups:
-        group["lr"] = lr
+    lr = set_warmup_cosine(setting.optimiser, config, step, setting.total_steps)
     batch = next(setting.training)
     ids, mask, labels = (x.to(engine.device) for x in batch[:3])
     taught = setting.taught(batch)

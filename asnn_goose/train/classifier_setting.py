@@ -4,7 +4,6 @@ Shapes: N texts of a split, V classes.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +25,7 @@ from asnn_goose.train.engine import Engine
 from asnn_goose.train.finetune import Finetuned, finetuned
 from asnn_goose.train.forms import neuron_form, recurrence_form
 from asnn_goose.train.general import General, general_texts, learn_generally
+from asnn_goose.train.optimisers import plain_adamw
 from asnn_goose.train.progress import watch
 
 _log = logging.getLogger(__name__)
@@ -186,8 +186,4 @@ def _optimiser(module: ClassifierDistillation, experiment: ClassifierExperiment)
         module.projectors.requires_grad_(False)
     neurons = {id(p) for m in module.modules() if isinstance(m, Neuron) for p in m.parameters()}
     moved = [p for p in module.parameters() if p.requires_grad]
-    matrices: Sequence[nn.Parameter] = [p for p in moved if p.ndim >= 2 and id(p) not in neurons]
-    kept = {id(p) for p in matrices}
-    vectors = [p for p in moved if id(p) not in kept]
-    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), fused=True)
+    return plain_adamw(moved, train.lr, train.weight_decay, (train.beta1, train.beta2), undecayed=neurons)

@@ -24,9 +24,9 @@ from asnn_goose.data.labelled_texts import LabelledTexts, TrainingTexts, tokenis
 from asnn_goose.errors import UserError
 from asnn_goose.evaluation.classification import Scored, score
 from asnn_goose.models.encoder import new_classifier
-from asnn_goose.schedules import warmup_cosine
 from asnn_goose.train.class_targets import class_logits, texts_digest
 from asnn_goose.train.engine import Engine
+from asnn_goose.train.optimisers import plain_adamw, set_warmup_cosine
 from asnn_goose.train.progress import watch
 
 if TYPE_CHECKING:
@@ -120,10 +120,7 @@ def _train(
     """Train in place and leave the best epoch's weights; what ``finetuned.json`` keeps."""
     torch.nn.Module.to(model, engine.device)
     batches = TrainingTexts(texts["train"], config.batch_size, seed)
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    optimiser = plain_adamw(model.parameters(), config.lr, config.weight_decay)
     steps, step = config.epochs * batches.batches_per_epoch, 0
     epochs: list[Epoch] = []
     best, best_weights = 0, {}
@@ -131,8 +128,7 @@ def _train(
         begun, losses = time.monotonic(), []
         model.train()
         for _ in watch(range(batches.batches_per_epoch), f"fine-tuning, epoch {number}/{config.epochs}"):
-            for group in optimiser.param_groups:
-                group["lr"] = config.lr * warmup_cosine(step, steps, config.warmup, config.lr_end)
+            set_warmup_cosine(optimiser, config, step, steps)
             losses.append(_step(model, batches, optimiser, config, engine))
             step += 1
         seen = _scored(model, texts["validation"], engine)

@@ -22,10 +22,10 @@ from asnn_goose.data.labelled_texts import LabelledTexts, TrainingTexts
 from asnn_goose.data.unlabelled_texts import pieces
 from asnn_goose.errors import UserError
 from asnn_goose.models.encoder import Encoder
-from asnn_goose.schedules import warmup_cosine
 from asnn_goose.train.class_targets import texts_digest
 from asnn_goose.train.classifier_objective import ClassifierDistillation
 from asnn_goose.train.engine import Engine
+from asnn_goose.train.optimisers import plain_adamw, set_warmup_cosine
 from asnn_goose.train.progress import watch
 
 _log = logging.getLogger(__name__)
@@ -119,15 +119,12 @@ def _train(
     encoder.model.to(engine.device)
     names = set(_body(module))
     trained = [p for name, p in module.named_parameters() if name.removeprefix("student.") in names]
-    matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+    optimiser = plain_adamw(trained, config.lr, config.weight_decay, betas=(0.9, 0.98))
     batches = TrainingTexts(texts, config.batch_size, seed=0)
     steps, began, errors = batches.batches_per_epoch, time.monotonic(), []
     module.train()
     for step in watch(range(steps), "first stage"):
-        for group in optimiser.param_groups:
-            group["lr"] = config.lr * warmup_cosine(step, steps, config.warmup, config.lr_end)
+        set_warmup_cosine(optimiser, config, step, steps)
         ids, mask = (x.to(engine.device) for x in next(batches)[:2])
         with engine.autocast():
             states = encoder.states(ids, mask, sorted(set(module.layers)))

@@ -1,15 +1,19 @@
 """Parameter groups and their optimisers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from asnn_goose.config.classifier import GeneralConfig, TaskTrainConfig
 from asnn_goose.config.distillation import TemperatureConfig
 from asnn_goose.config.schema import TrainConfig
+from asnn_goose.config.task import FinetuneConfig
 from asnn_goose.models.spiking import Neuron
+from asnn_goose.schedules import warmup_cosine
 from asnn_goose.train.dot import DOT
 from asnn_goose.train.objective import Distillation
 from asnn_goose.train.plan import learning_rate
@@ -90,6 +94,33 @@ def set_learning_rates(optimiser: torch.optim.Optimizer, config: TrainConfig, st
     lr = learning_rate(config, step, total)
     for group in optimiser.param_groups:
         group["lr"] = lr * group["factor"]
+    return lr
+
+
+def plain_adamw(
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    undecayed: AbstractSet[int] = frozenset(),
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on what has two dimensions or more, but for ``undecayed``, ids of parameters."""
+    every = list(parameters)
+    decayed = [p.ndim >= 2 and id(p) not in undecayed for p in every]
+    groups = [
+        {"params": [p for p, its in zip(every, decayed, strict=True) if its], "weight_decay": weight_decay},
+        {"params": [p for p, its in zip(every, decayed, strict=True) if not its], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+def set_warmup_cosine(
+    optimiser: torch.optim.Optimizer, config: FinetuneConfig | GeneralConfig | TaskTrainConfig, step: int, total: int
+) -> float:
+    """Write and return the rate of the update that follows ``step`` of ``total`` updates, one for all groups."""
+    lr = config.lr * warmup_cosine(step, total, config.warmup, config.lr_end)
+    for group in optimiser.param_groups:
+        group["lr"] = lr
     return lr
 
 

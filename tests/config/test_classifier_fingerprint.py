@@ -7,6 +7,7 @@ import pytest
 from asnn_goose.config import ClassifierExperiment, classifier_fingerprint, load_classifier_experiment
 from asnn_goose.config.keys import keys
 from asnn_goose.config.load import CLASSIFIER_RESOLVED, NOT_NUMBERS
+from tests.config.test_fingerprint import other_value
 
 RESOLUTION = dict.fromkeys(CLASSIFIER_RESOLVED.values(), "x")
 APART: dict[str, Any] = {
@@ -15,8 +16,6 @@ APART: dict[str, Any] = {
     "task.path": "texts.csv",
     "general.data.path": "texts",
     "student.exits": [1],
-    "student.neuron.sparsity": None,
-    "student.hidden_neuron.sparsity": None,
 }
 """Other values of keys whose values are null, or that are bound to others."""
 KEYS = keys(ClassifierExperiment)
@@ -41,26 +40,6 @@ def _tree(key: str) -> dict[str, Any]:
     return tree
 
 
-def _other(value: Any, key: str) -> Any:
-    if key in APART:
-        return APART[key]
-    choices = [choice for choice in KEYS[key].choices if choice != str(value)]
-    if choices:
-        return choices[0] if value is None else type(value)(choices[0])
-    match value:
-        case bool():
-            return not value
-        case int():
-            return value + 1
-        case float():
-            return 0.9 * value or 0.05
-        case str():
-            return f"{value}x"
-        case None:
-            return "x" if "text" in KEYS[key].allowed else 3
-    raise TypeError(f"{key}: no other value for {value!r}")
-
-
 @pytest.mark.parametrize("key", sorted(KEYS.keys() - REFUSED))
 def test_fingerprint_sees_each_key_or_leaves_it_out_on_purpose(key: str):
     tree = _tree(key)
@@ -69,7 +48,7 @@ def test_fingerprint_sees_each_key_or_leaves_it_out_on_purpose(key: str):
     inner = tree
     for part in branch:
         inner = inner[part]
-    inner[leaf] = _other(inner[leaf], key)
+    inner[leaf] = APART[key] if key in APART else other_value(inner[leaf], KEYS[key])
     if key in ("task.source", "general.data.source"):
         inner |= {"source": "hub", "path": None}
     after = ClassifierExperiment.model_validate(tree)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from asnn_goose.config import Experiment, dump, fingerprint, load_dump, load_experiment
-from asnn_goose.config.keys import keys
+from asnn_goose.config.keys import Key, keys
 from asnn_goose.config.load import NOT_NUMBERS, RESOLVED
 
 RESOLUTION = dict.fromkeys(RESOLVED.values(), "x")
@@ -16,9 +16,9 @@ def load(*argv: str) -> Experiment:
     return load_experiment("v10", ["--scale", "smoke", "--student", "goose", *argv]).experiment
 
 
-def other_value(value: Any, key: str) -> Any:
+def other_value(value: Any, key: Key) -> Any:
     """A valid value that differs, for any leaf."""
-    choices = [choice for choice in keys()[key].choices if choice != str(value)]
+    choices = [choice for choice in key.choices if choice != str(value)]
     if choices:
         return choices[0] if value is None else type(value)(choices[0])
     match value:
@@ -33,8 +33,8 @@ def other_value(value: Any, key: str) -> Any:
         case [first, *rest]:
             return [0.9 * first, *rest]
         case None:
-            return "x" if "text" in keys()[key].allowed else 0.5 if key.endswith(".sparsity") else 3
-    raise TypeError(f"{key}: no other value for {value!r}")
+            return "x" if "text" in key.allowed else 0.5 if key.path.endswith(".sparsity") else 3
+    raise TypeError(f"{key.path}: no other value for {value!r}")
 
 
 REQUIRED: dict[str, dict[str, float]] = {
@@ -67,7 +67,7 @@ def changed(experiment: Experiment, key: str) -> Experiment:
     inner = tree
     for part in branch:
         inner = inner[part]
-    inner[leaf] = other_value(inner[leaf], key)
+    inner[leaf] = other_value(inner[leaf], keys()[key])
     return Experiment.model_validate(tree)
 
 
