@@ -13,6 +13,8 @@ from asnn_goose.config.settings import Settings
 
 SPIKING = ("ternary", "binary", "integer", "radix")
 """Kinds of neuron whose operands are counts of spikes."""
+COUNTED = ("integer", "radix", "quantised")
+"""Kinds that take a token's count at once, with a straight-through gradient (kernels/count)."""
 
 
 class TeacherConfig(Settings):

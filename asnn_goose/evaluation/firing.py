@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asnn_goose.kernels.count.tally import on_and_off_levels
 from asnn_goose.models import GooseForCausalLM, GooseForSequenceClassification
 from asnn_goose.models.spiking import SpikeStatistics, SpikingLinear
 
@@ -77,17 +78,16 @@ def projections(student: AnyStudent) -> Iterator[tuple[int, str, SpikingLinear]]
 
 
 class _Operands:
-    """Counts what one projection multiplies. A 0 is on the levels k / N, but, as relu^2 gives it too, tells nothing."""
+    """Counts what one projection multiplies."""
 
     def __init__(self, levels: int):
         self.levels, self.tokens, self.on_level, self.off_level, self.gain_varies = levels, 0, 0, 0, False
 
     def __call__(self, _module, _inputs, output) -> None:
         s, gain = output[0].detach(), output[1]
-        # The levels are divided out again: 1/13 * 13 is not 1 in float32.
-        on_level = (s == (s * self.levels).round() / self.levels) & (s.abs() <= 1.0)
-        self.on_level += int((on_level & (s != 0)).sum())
-        self.off_level += int((~on_level).sum())
+        on_level, off_level = on_and_off_levels(s, self.levels)
+        self.on_level += on_level
+        self.off_level += off_level
         self.tokens += s.numel() // s.shape[-1]
         self.gain_varies |= gain is not None and gain.ndim > 1
 

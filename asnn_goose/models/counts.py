@@ -1,4 +1,4 @@
-"""Whole numbers of spikes: taken at once from a current, written as digits, weighed, and added up over a text.
+"""Whole numbers of spikes: written as digits, weighed, and added up over a text.
 
 Shapes: ... any, C channels, T micro-steps.
 """
@@ -22,24 +22,6 @@ class SpikeStatistics:
     """Tokens on which the channel's operand was not 0."""
     full_C: Tensor
     """Tokens on which the channel fired at every micro-step."""
-
-
-class CountStraightThrough(torch.autograd.Function):
-    """k / N with k = sign(u) floor(N min(|u|, 1) + offset), 0 where |u| < silence (None: nowhere); the gradient is
-    [|u| <= 1]."""
-
-    @staticmethod
-    def forward(ctx, u, levels, offset, silence):
-        size = u.abs()
-        ctx.save_for_backward(size <= 1.0)
-        counts = torch.floor(size.clamp(max=1.0) * levels + offset)
-        if silence is not None:
-            counts = torch.where(size < silence, 0.0, counts)
-        return u.sign() * counts / levels
-
-    @staticmethod
-    def backward(ctx, *grad_outputs):
-        return grad_outputs[0] * ctx.saved_tensors[0], None, None, None
 
 
 def levels(kind: str, steps: int, base: int) -> int:

@@ -12,16 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asnn_goose.config.annealing import Annealed
-from asnn_goose.config.schema import SPIKING
+from asnn_goose.config.schema import COUNTED, SPIKING
 from asnn_goose.errors import UserError
+from asnn_goose.kernels.count import count, token_scale
+from asnn_goose.kernels.count.tally import tally
 from asnn_goose.kernels.lif import lif, lif_rate
 from asnn_goose.kernels.lif.surrogate import DEFAULT_WIDTH
-from asnn_goose.models.counts import CountStraightThrough, SpikeStatistics, digits, levels, weighted
-
-COUNTED = ("integer", "radix", "quantised")
-"""Kinds that take a token's count at once, with a straight-through gradient."""
-SCALE_FLOOR = 1e-6
-"""Smallest per-token scale: a token whose current is 0 everywhere stays 0 instead of becoming NaN."""
+from asnn_goose.models.counts import SpikeStatistics, digits, levels, weighted
 
 
 @dataclass
@@ -131,9 +128,7 @@ class Neuron(nn.Module):
 
     def scale(self, x: Tensor) -> Tensor | float:
         """mean_c |x_c| of each token, or 1 with ``scale: none``."""
-        if self.settings["scale"] == "token":
-            return x.abs().mean(-1, keepdim=True).clamp_min(SCALE_FLOOR)
-        return 1.0
+        return token_scale(x) if self.settings["scale"] == "token" else 1.0
 
     def gain(self, x: Tensor) -> Tensor:
         """theta times the token's scale, broadcastable against x."""
@@ -171,17 +166,19 @@ class Neuron(nn.Module):
             return x, None
         mix, factor, width, more = self.annealed if self.training else Annealed()
         steps = self.steps + more
-        gain = self.gain(x) if factor == 1.0 else self.gain(x) * factor
-        u, spikes = x / gain, None
+        spikes = None
         if self.kind in COUNTED:
-            s = self._counted(u, steps)
-        elif self.along_tokens:
-            spikes = self._from_token_to_token(u, steps, width, membranes)
-            s = spikes.sum(0) / steps
+            s, gain = self._counted(x, steps, factor)
         else:
-            s = lif_rate(self._with_offset(u, steps), steps, **self._dynamics(width))
+            gain = self.gain(x) if factor == 1.0 else self.gain(x) * factor
+            u = x / gain
+            if self.along_tokens:
+                spikes = self._from_token_to_token(u, steps, width, membranes)
+                s = spikes.sum(0) / steps
+            else:
+                s = lif_rate(self._with_offset(u, steps), steps, **self._dynamics(width))
         if mix < 1.0:
-            s = mix * s + (1.0 - mix) * u
+            s = mix * s + (1.0 - mix) * (x / gain)
         if self._recorded is not None:
             self._record(s.detach(), spikes)
         return s, gain
@@ -189,12 +186,15 @@ class Neuron(nn.Module):
     def spikes(self, x: Tensor, membranes: Membranes | None = None) -> tuple[Tensor, Tensor]:
         """(spikes [T, ..., C] in {-1, 0, 1}, gain): the micro-steps one by one."""
         x = x if x.dtype == torch.float64 else x.float()
+        if self.kind == "radix":
+            s, gain = self._counted(x, self.steps)
+            spikes = s.sign() * digits((s.abs() * self.levels).round(), self.steps, self.base)
+            if self._recorded is not None:
+                self._record(s.detach(), spikes)
+            return spikes, gain
         gain = self.gain(x)
         u = x / gain
-        if self.kind == "radix":
-            s = self._counted(u, self.steps)
-            spikes = s.sign() * digits((s.abs() * self.levels).round(), self.steps, self.base)
-        elif self.along_tokens:
+        if self.along_tokens:
             spikes = self._from_token_to_token(u, self.steps, 1.0, membranes)
         else:
             heard = u if self.silence is None else torch.where(u.abs() < self.silence / self.threshold, 0.0, u)
@@ -203,14 +203,18 @@ class Neuron(nn.Module):
             self._record(weighted(self.weights, spikes.detach()), spikes)
         return spikes, gain
 
-    def _counted(self, u: Tensor, steps: int) -> Tensor:
-        """Mean spike of the kinds that count a token's spikes at once."""
+    def _counted(self, x: Tensor, steps: int, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+        """(s, gain) of the kinds that count a token's spikes at once, with theta times ``factor``."""
         rounds = self.kind == "quantised" or (self.kind == "radix" and self.base == 3)
-        offset = 0.5 if rounds else self.settings["offset"]
-        silence = None if self.silence is None else self.silence / self.threshold
-        s = CountStraightThrough.apply(u, levels(self.kind, steps, self.base), offset, silence)
-        assert isinstance(s, Tensor)
-        return s
+        return count(
+            x,
+            levels(self.kind, steps, self.base),
+            threshold=self.threshold if factor == 1.0 else self.threshold * factor,
+            per_token=self.settings["scale"] == "token",
+            offset=0.5 if rounds else self.settings["offset"],
+            silence=self.silence,
+            backend=self.settings["backend"],
+        )
 
     def start_recording(self) -> None:
         """Count spikes from now on (see :meth:`stop_recording`)."""
@@ -219,17 +223,15 @@ class Neuron(nn.Module):
     def _record(self, s: Tensor, spikes: Tensor | None) -> None:
         """``spikes`` [T, ..., C] where they are known: a membrane that lives on can fire both ways in one token."""
         assert self._recorded is not None
-        # Sums of small whole numbers are exact in floating point, and several times faster than in int64.
-        counts = (s.reshape(-1, self.channels).abs() * self.levels).round()
+        spikes_K = torch.arange(self.levels + 1)
+        if self.kind == "radix":
+            spikes_K = digits(spikes_K.double(), self.steps, self.base).abs().sum(0).long()
+        new = tally(s, self.levels, spikes_K, self.steps).cpu()
         if spikes is not None:
             fired = spikes.detach().abs().sum(0).reshape(-1, self.channels)
-        elif self.kind == "radix":
-            fired = digits(counts, self.steps, self.base).abs().sum(0)
-        else:
-            fired = counts
-        new = torch.stack([fired.sum(0), counts.sign().sum(0), (fired == self.steps).to(counts.dtype).sum(0)])
-        self._recorded[:3] += new.to(torch.int64).cpu()
-        self._recorded[3] += counts.shape[0]
+            new[0], new[2] = fired.sum(0), (fired == self.steps).sum(0)
+        self._recorded[:3] += new
+        self._recorded[3] += s.numel() // self.channels
 
     def stop_recording(self) -> SpikeStatistics:
         """Counts since :meth:`start_recording`."""

@@ -3,7 +3,9 @@
 import torch
 
 from asnn_goose.config.neuron import NeuronConfig
+from asnn_goose.config.schema import COUNTED
 from asnn_goose.errors import UserError
+from asnn_goose.kernels.count import count_backend
 from asnn_goose.kernels.lif import lif_backend
 from asnn_goose.kernels.wkv7 import wkv7_backend
 from asnn_goose.train.engine import Engine
@@ -22,16 +24,18 @@ def recurrence_form(backend: str, tokens: int, engine: Engine) -> str:
 
 
 def neuron_form(neuron: NeuronConfig, engine: Engine) -> str:
-    """What a neuron's backend comes to; none for kinds without micro-steps of their own.
+    """What a neuron's backend comes to; none for a dense one.
 
     Raises:
         UserError: that form cannot run here.
     """
-    if neuron.kind not in ("ternary", "binary"):
+    if neuron.kind == "dense":
         return "none"
     decay = torch.tensor(neuron.decay, requires_grad=neuron.learn_decay != "fixed")
     options = neuron.model_dump(include={"kind", "reset", "detach_reset", "surrogate"})
     try:
+        if neuron.kind in COUNTED:
+            return count_backend(neuron.backend, engine.device, torch.float32)
         return lif_backend(neuron.backend, engine.device, torch.float32, decay=decay, **options)
     except ValueError as error:
         raise UserError(f"student.neuron.backend: {error}") from None

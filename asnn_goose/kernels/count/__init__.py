@@ -1,0 +1,77 @@
+"""Whole numbers of spikes at once: a quantiser with a straight-through gradient behind a gain.
+
+    gain = theta m,   m = mean_c |x_c| of each token (1 without ``per_token``),   u = x / gain
+    s    = k / N,     k = sign(u) floor(N min(|u|, 1) + offset),   0 where |x| / m < silence
+    ds/du = [|u| <= 1]
+
+so that x is about s * gain. The gradient goes on to x, to theta and through m (I-LIF, arXiv 2407.20708, has the count
+and its gradient; the models in front of which it stands say what k's spikes are).
+"""
+
+import torch
+from torch import Tensor
+
+from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
+from asnn_goose.kernels.count.reference import count_reference, token_scale
+
+__all__ = ["BACKENDS", "count", "count_backend", "token_scale"]
+
+BACKENDS = (
+    Backend("numba", ("cpu",), (*HALF, torch.float32), package="numba"),
+    Backend("reference"),
+)
+
+
+def count_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The form that :func:`count` will run for such input; raises ValueError if a named one cannot."""
+    return choose("count", BACKENDS, backend, device=device, dtype=dtype, gradient=True)
+
+
+def count(
+    current_xC: Tensor,
+    levels: int,
+    *,
+    threshold: Tensor,
+    per_token: bool = True,
+    offset: float = 0.0,
+    silence: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """(s, gain) of the module's formulas, in float32 (float64 for float64 input).
+
+    Args:
+        current_xC: x, analog.
+        levels: N >= 1; s lies on k / N, |k| <= N.
+        threshold: theta > 0, scalar or [C], differentiable, in units of x / m.
+        per_token: whether m is each token's mean |x| or 1.
+        offset: in [0, 1): 0 rounds towards 0, 1/2 to the nearest.
+        silence: scalar in units of x / m, not differentiated; None: 0.
+        backend: numba (CPU, float32 and narrower), reference, or auto, the first of them that can run.
+
+    Returns:
+        s_xC and the gain, which broadcasts against it: [..., 1], or [..., C] for a threshold per channel; theta itself
+        without ``per_token``.
+
+    Raises:
+        ValueError: levels or offset out of range, no channels, a threshold of another shape, or a named backend that
+            cannot run here.
+    """
+    if levels < 1:
+        raise ValueError(f"levels must be at least 1, not {levels}")
+    if not 0.0 <= offset < 1.0:
+        raise ValueError(f"offset must lie in [0, 1), not {offset}")
+    if current_xC.ndim < 1:
+        raise ValueError("current must have channels, not be one number")
+    if threshold.ndim > 1 or threshold.numel() not in (1, current_xC.shape[-1]):
+        raise ValueError(
+            f"threshold must be one number or one per channel ({current_xC.shape[-1]}), not {tuple(threshold.shape)}"
+        )
+    choice = count_backend(backend, current_xC.device, current_xC.dtype)
+    log_choice("count", choice)
+    wide = current_xC if current_xC.dtype == torch.float64 else current_xC.float()
+    if choice == "numba":
+        from asnn_goose.kernels.count.native import NativeCount
+
+        s, scale = NativeCount.apply(wide, threshold, levels, per_token, offset, silence)  # pyright: ignore
+        return s, threshold * scale if per_token else threshold
+    return count_reference(wide, levels, threshold, per_token, offset, silence)

@@ -1,0 +1,41 @@
+"""The count one tensor operation at a time: the plain form that the fast one is checked against.
+
+Shapes: ... any, C channels.
+"""
+
+import torch
+from torch import Tensor
+
+SCALE_FLOOR = 1e-6
+"""Smallest per-token scale: a token whose current is 0 everywhere stays 0 instead of becoming NaN."""
+
+
+def token_scale(x_xC: Tensor) -> Tensor:
+    """m = mean_c |x_c| of each token, [..., 1], and no less than SCALE_FLOOR."""
+    return x_xC.abs().mean(-1, keepdim=True).clamp_min(SCALE_FLOOR)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """k / N of u; the gradient is [|u| <= 1]."""
+
+    @staticmethod
+    def forward(ctx, u, levels, offset, silence):
+        size = u.abs()
+        ctx.save_for_backward(size <= 1.0)
+        counts = torch.floor(size.clamp(max=1.0) * levels + offset)
+        if silence is not None:
+            counts = torch.where(size < silence, 0.0, counts)
+        return u.sign() * counts / levels
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        return grad_outputs[0] * ctx.saved_tensors[0], None, None, None
+
+
+def count_reference(x_xC, levels, threshold, per_token, offset, silence) -> tuple[Tensor, Tensor]:
+    """(s, gain); see the package."""
+    gain = threshold * token_scale(x_xC) if per_token else threshold
+    silence = None if silence is None else silence / threshold.detach()
+    s = _StraightThrough.apply(x_xC / gain, levels, offset, silence)
+    assert isinstance(s, Tensor)
+    return s, gain

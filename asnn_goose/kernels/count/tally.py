@@ -1,0 +1,41 @@
+"""What the operands of a product are, added up over tokens: spikes, zeros, values that are no count.
+
+Shapes: ... any, C channels, K = N + 1 sizes of a count.
+"""
+
+import torch
+from torch import Tensor
+
+from asnn_goose.kernels.count import count_backend
+
+
+def tally(s_xC: Tensor, levels: int, spikes_K: Tensor, steps: int) -> Tensor:
+    """[3, C], int64: over the tokens of s = k / N, the spikes, the k other than 0, and the k of ``steps`` spikes.
+
+    Args:
+        s_xC: on the levels k / N.
+        levels: N.
+        spikes_K: spikes of |k| = 0 to N, int64.
+        steps: micro-steps per token.
+    """
+    if count_backend("auto", s_xC.device, s_xC.dtype) == "numba":
+        from asnn_goose.kernels.count import native
+
+        return native.tally(s_xC.float(), levels, spikes_K, steps)
+    counts_NC = (s_xC.reshape(-1, s_xC.shape[-1]).abs() * levels).round().long()
+    fired_NC = spikes_K.to(s_xC.device)[counts_NC]
+    return torch.stack([fired_NC.sum(0), (counts_NC > 0).sum(0), (fired_NC == steps).sum(0)])
+
+
+def on_and_off_levels(s: Tensor, levels: int) -> tuple[int, int]:
+    """(values other than 0 that are k / N with |k| <= N, values that are none of these levels).
+
+    A 0 is on the levels, but, as relu^2 gives it too, tells nothing.
+    """
+    if count_backend("auto", s.device, s.dtype) == "numba":
+        from asnn_goose.kernels.count import native
+
+        return native.on_and_off_levels(s.float(), levels)
+    # The levels are divided out again: 1/13 * 13 is not 1 in float32.
+    on_level = (s == (s * levels).round() / levels) & (s.abs() <= 1.0)
+    return int((on_level & (s != 0)).sum()), int((~on_level).sum())
