@@ -100,6 +100,13 @@ def steps_of(root: Path) -> int:
     return max((line["step"] for path in root.glob("*/*/metrics.jsonl") for line in read_metrics(path)), default=0)
 
 
+def is_told_to_stop(process: psutil.Process) -> bool:
+    """Whether SIGTERM waits for a process that is held."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (pending,) = (line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 def test_a_ladder_goes_on_where_it_was(ladder, tmp_path, how):
@@ -112,7 +119,14 @@ def test_a_ladder_goes_on_where_it_was(ladder, tmp_path, how):
             process.kill()
         running.communicate()
     else:
+        workers = psutil.Process(running.pid).children(recursive=True)
+        # Held, so that it cannot be through before the ladder has told it to stop.
+        for process in workers:
+            process.suspend()
         running.send_signal(signal.SIGINT)
+        until(lambda: any(map(is_told_to_stop, workers)))
+        for process in workers:
+            process.resume()
         _, told = running.communicate(timeout=120)
         assert running.returncode == cli.INTERRUPTED, told
         assert told.endswith("stopped; the same command goes on from here\n") and "Traceback" not in told
