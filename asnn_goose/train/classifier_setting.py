@@ -17,7 +17,6 @@ from asnn_goose.data.labelled_texts import LabelledBatch, LabelledTexts, Trainin
 from asnn_goose.errors import UserError
 from asnn_goose.models.classification import GooseClassifierConfig, GooseForSequenceClassification
 from asnn_goose.models.encoder import Encoder, load_classifier, load_encoder, require_same_classes
-from asnn_goose.models.spiking import Neuron
 from asnn_goose.models.tokenizer import load_tokenizer
 from asnn_goose.train.class_targets import stored_class_logits, texts_digest
 from asnn_goose.train.classifier_objective import ClassifierDistillation, Taught
@@ -180,10 +179,9 @@ def _student(
 
 
 def _optimiser(module: ClassifierDistillation, experiment: ClassifierExperiment) -> torch.optim.Optimizer:
-    """AdamW over all that moves: matrices with weight decay, vectors and neurons without."""
+    """AdamW over all that moves; vectors and neurons' parameters, which are no matrices, do not decay."""
     train = experiment.train
     if "features" not in module.weights():
         module.projectors.requires_grad_(False)
-    neurons = {id(p) for m in module.modules() if isinstance(m, Neuron) for p in m.parameters()}
-    moved = [p for p in module.parameters() if p.requires_grad]
-    return plain_adamw(moved, train.lr, train.weight_decay, (train.beta1, train.beta2), undecayed=neurons)
+    moved = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    return plain_adamw(moved, train.lr, train.weight_decay, (train.beta1, train.beta2))

@@ -120,7 +120,7 @@ def _train(
     """Train in place and leave the best epoch's weights; what ``finetuned.json`` keeps."""
     torch.nn.Module.to(model, engine.device)
     batches = TrainingTexts(texts["train"], config.batch_size, seed)
-    optimiser = plain_adamw(model.parameters(), config.lr, config.weight_decay)
+    optimiser = plain_adamw(model.named_parameters(), config.lr, config.weight_decay)
     steps, step = config.epochs * batches.batches_per_epoch, 0
     epochs: list[Epoch] = []
     best, best_weights = 0, {}

@@ -118,8 +118,9 @@ def _train(
     nn.Module.to(module, engine.device)
     encoder.model.to(engine.device)
     names = set(_body(module))
-    trained = [p for name, p in module.named_parameters() if name.removeprefix("student.") in names]
-    optimiser = plain_adamw(trained, config.lr, config.weight_decay, betas=(0.9, 0.98))
+    named = [(name, p) for name, p in module.named_parameters() if name.removeprefix("student.") in names]
+    trained = [p for _, p in named]
+    optimiser = plain_adamw(named, config.lr, config.weight_decay, betas=(0.9, 0.98))
     batches = TrainingTexts(texts, config.batch_size, seed=0)
     steps, began, errors = batches.batches_per_epoch, time.monotonic(), []
     module.train()

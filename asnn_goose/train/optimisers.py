@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,11 @@ from asnn_goose.train.plan import learning_rate
 
 ELEMENTWISE = ("bonus_HD",)
 """Parameters of two dimensions that no product of matrices takes: vectors, as far as weight decay goes."""
+
+
+def is_matrix(path: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay is for a parameter of that dotted name."""
+    return parameter.ndim >= 2 and path.rpartition(".")[2] not in ELEMENTWISE
 
 
 class Optimisers(NamedTuple):
@@ -57,7 +61,7 @@ def student_groups(module: Distillation, config: TrainConfig) -> list[dict]:
     groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "neurons": [], "projectors": []}
     for path, parameter in module.named_parameters():
         if id(parameter) in steered:
-            matrix = parameter.ndim >= 2 and path.rpartition(".")[2] not in ELEMENTWISE
+            matrix = is_matrix(path, parameter)
             kind = "neurons" if id(parameter) in neurons else "matrices" if matrix else "vectors"
             groups[kind if id(parameter) in students else "projectors"].append(parameter)
     factors = {"neurons": config.neuron_lr_factor, "projectors": config.projector_lr_factor}
@@ -98,18 +102,13 @@ def set_learning_rates(optimiser: torch.optim.Optimizer, config: TrainConfig, st
 
 
 def plain_adamw(
-    parameters: Iterable[nn.Parameter],
-    lr: float,
-    weight_decay: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    undecayed: AbstractSet[int] = frozenset(),
+    named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
 ) -> torch.optim.AdamW:
-    """AdamW with weight decay on what has two dimensions or more, but for ``undecayed``, ids of parameters."""
-    every = list(parameters)
-    decayed = [p.ndim >= 2 and id(p) not in undecayed for p in every]
+    """AdamW with weight decay on matrices; ``named`` are (dotted name, parameter)."""
+    every = list(named)
     groups = [
-        {"params": [p for p, its in zip(every, decayed, strict=True) if its], "weight_decay": weight_decay},
-        {"params": [p for p, its in zip(every, decayed, strict=True) if not its], "weight_decay": 0.0},
+        {"params": [p for name, p in every if is_matrix(name, p)], "weight_decay": weight_decay},
+        {"params": [p for name, p in every if not is_matrix(name, p)], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from asnn_goose.config.distillation import TemperatureConfig
 from asnn_goose.config.schema import TrainConfig
-from asnn_goose.train.optimisers import clip, set_learning_rates
+from asnn_goose.train.optimisers import clip, plain_adamw, set_learning_rates
 from asnn_goose.train.setting import Setting, prepare
 from asnn_goose.train.step import accumulate_gradients
 
@@ -206,3 +206,22 @@ def test_no_update_before_the_last_is_wasted(total, warmup, end, share):
     first = set_learning_rates(optimiser, train, 0, total)
     some = set_learning_rates(optimiser, train, round(share * (total - 1)), total)
     assert 0.0 < first <= train.lr and 0.0 < some <= train.lr
+
+
+def test_the_plain_optimiser_lets_matrices_alone_decay():
+    block = torch.nn.ParameterDict(
+        {
+            "weight": torch.ones(2, 3),
+            "bonus_HD": torch.ones(2, 3),
+            "bias": torch.ones(3),
+            "log_threshold": torch.ones(()),
+        }
+    )
+    optimiser = plain_adamw(block.named_parameters("student.block"), lr=0.5, weight_decay=0.1)
+    for parameter in block.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    kept = {name: bool((parameter == 1.0).all()) for name, parameter in block.items()}
+    assert kept == {"weight": False, "bonus_HD": True, "bias": True, "log_threshold": True}
+    # AdamW's decay is apart from its moments: w <- w - lr wd w.
+    torch.testing.assert_close(block["weight"].detach(), torch.full((2, 3), 1.0 - 0.5 * 0.1))

@@ -1,4 +1,4 @@
-"""The count one tensor operation at a time: the plain form that the fast one is checked against.
+"""The count and its tallies, one tensor operation at a time: the plain forms that the fast ones are checked against.
 
 Shapes: ... any, C channels.
 """
@@ -39,3 +39,17 @@ def count_reference(x_xC, levels, threshold, per_token, offset, silence) -> tupl
     s = _StraightThrough.apply(x_xC / gain, levels, offset, silence)
     assert isinstance(s, Tensor)
     return s, gain
+
+
+def tally_reference(s_xC: Tensor, levels: int, spikes_K: Tensor, steps: int) -> Tensor:
+    """[3, C]; see tally.py."""
+    counts_NC = (s_xC.reshape(-1, s_xC.shape[-1]).abs() * levels).round().long()
+    fired_NC = spikes_K.to(s_xC.device)[counts_NC]
+    return torch.stack([fired_NC.sum(0), (counts_NC > 0).sum(0), (fired_NC == steps).sum(0)])
+
+
+def on_and_off_levels_reference(s: Tensor, levels: int) -> tuple[int, int]:
+    """See tally.py."""
+    # The levels are divided out again: 1/13 * 13 is not 1 in float32.
+    on_level = (s == (s * levels).round() / levels) & (s.abs() <= 1.0)
+    return int((on_level & (s != 0)).sum()), int((~on_level).sum())

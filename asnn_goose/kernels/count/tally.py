@@ -3,10 +3,10 @@
 Shapes: ... any, C channels, K = N + 1 sizes of a count.
 """
 
-import torch
 from torch import Tensor
 
 from asnn_goose.kernels.count import count_backend
+from asnn_goose.kernels.count.reference import on_and_off_levels_reference, tally_reference
 
 
 def tally(s_xC: Tensor, levels: int, spikes_K: Tensor, steps: int) -> Tensor:
@@ -22,9 +22,7 @@ def tally(s_xC: Tensor, levels: int, spikes_K: Tensor, steps: int) -> Tensor:
         from asnn_goose.kernels.count import native
 
         return native.tally(s_xC.float(), levels, spikes_K, steps)
-    counts_NC = (s_xC.reshape(-1, s_xC.shape[-1]).abs() * levels).round().long()
-    fired_NC = spikes_K.to(s_xC.device)[counts_NC]
-    return torch.stack([fired_NC.sum(0), (counts_NC > 0).sum(0), (fired_NC == steps).sum(0)])
+    return tally_reference(s_xC, levels, spikes_K, steps)
 
 
 def on_and_off_levels(s: Tensor, levels: int) -> tuple[int, int]:
@@ -36,6 +34,4 @@ def on_and_off_levels(s: Tensor, levels: int) -> tuple[int, int]:
         from asnn_goose.kernels.count import native
 
         return native.on_and_off_levels(s.float(), levels)
-    # The levels are divided out again: 1/13 * 13 is not 1 in float32.
-    on_level = (s == (s * levels).round() / levels) & (s.abs() <= 1.0)
-    return int((on_level & (s != 0)).sum()), int((~on_level).sum())
+    return on_and_off_levels_reference(s, levels)
