@@ -51,8 +51,8 @@ class NeuronConfig(Settings):
     scale: Literal["none", "token"] = "token"
     """token: divide a token's current by its mean |x| over channels, and multiply the spikes' product back."""
     backend: Literal["auto", "numba", "triton", "reference", "spikingjelly", "snntorch"] = "auto"
-    """Form of the neurons' kernel; auto: numba on the CPU, and on CUDA triton for ternary and binary neurons and
-    reference for those that count. The last two put another library's binary neuron in the place of ours."""
+    """Form of the neurons' kernel; auto: numba on the CPU, triton on CUDA. The last two put another library's binary
+    neuron in the place of ours."""
 
     @model_validator(mode="after")
     def _kind_has_what_is_set(self):

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
+from asnn_goose.kernels.count.fused import FusedCount, Rounding
 from asnn_goose.kernels.count.reference import count_reference, token_scale
 
 __all__ = ["BACKENDS", "count", "count_backend", "token_scale"]
 
 BACKENDS = (
     Backend("numba", ("cpu",), (*HALF, torch.float32), package="numba"),
+    Backend("triton", ("cuda",), (*HALF, torch.float32), package="triton"),
     Backend("reference"),
 )
 
@@ -46,7 +48,8 @@ def count(
         per_token: whether m is each token's mean |x| or 1.
         offset: in [0, 1): 0 rounds towards 0, 1/2 to the nearest.
         silence: scalar in units of x / m, not differentiated; None: 0.
-        backend: numba (CPU, float32 and narrower), reference, or auto, the first of them that can run.
+        backend: numba (CPU) or triton (CUDA) for float32 and narrower, reference (anywhere, any dtype), or auto: the
+            first of them that can run.
 
     Returns:
         s_xC and the gain, which broadcasts against it: [..., 1], or [..., C] for a threshold per channel; theta itself
@@ -69,9 +72,14 @@ def count(
     choice = count_backend(backend, current_xC.device, current_xC.dtype)
     log_choice("count", choice)
     wide = current_xC if current_xC.dtype == torch.float64 else current_xC.float()
+    # In units of u, which is what is compared.
+    silence = None if silence is None else silence / threshold.detach()
+    if choice == "reference":
+        return count_reference(wide, levels, threshold, per_token, offset, silence)
     if choice == "numba":
-        from asnn_goose.kernels.count.native import NativeCount
-
-        s, scale = NativeCount.apply(wide, threshold, levels, per_token, offset, silence)  # pyright: ignore
-        return s, threshold * scale if per_token else threshold
-    return count_reference(wide, levels, threshold, per_token, offset, silence)
+        from asnn_goose.kernels.count import native as form
+    else:
+        from asnn_goose.kernels.count import triton as form
+    rounding = Rounding(levels, per_token, offset)
+    s, scale = FusedCount.apply(wide, threshold, silence, rounding, form)  # pyright: ignore[reportGeneralTypeIssues]
+    return s, threshold * scale if per_token else threshold

@@ -1,11 +1,5 @@
 """The count on the CPU through numba: one pass over memory forward, one backward, token by token in the cache.
 
-Kept for backward are the current and each token's scale m. With g the gradient arriving at s and h the one at m (which
-comes through the gain, whose product with theta is left to autograd),
-
-    dx_c     = g_c [|u_c| <= 1] / gain_c + sign(x_c) dm / C       the second term where m is not at its floor
-    dtheta_c = -sum_n g_c [|u_c| <= 1] u_c / theta_c,      dm = h - sum_c g_c [|u_c| <= 1] u_c / m
-
 Shapes: N tokens, C channels, P parts of the tokens, one per thread.
 """
 
@@ -15,9 +9,9 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from asnn_goose.kernels.compiled import COMPILE, bound_numba_threads, numba_threads
+from asnn_goose.kernels.count.fused import Rounding
 from asnn_goose.kernels.count.reference import SCALE_FLOOR
 
 FLOOR, ZERO, ONE = np.float32(SCALE_FLOOR), np.float32(0.0), np.float32(1.0)
@@ -92,48 +86,37 @@ def _backward(x_NC, theta_C, per_token, scale_N, grad_s_NC, grad_scale_N, parts,
                 _through_scale(x_NC[n], (grad_scale_N[n] + total) / np.float32(C), grad_x_NC[n])
 
 
-def _rows(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().reshape(-1, tensor.shape[-1]).contiguous().numpy()
-
-
 def _channels(value: Tensor, C: int) -> np.ndarray:
-    return value.detach().float().reshape(-1).expand(C).contiguous().numpy()
+    return value.detach().float().expand(C).contiguous().numpy()
 
 
-class NativeCount(torch.autograd.Function):
-    """(s_xC, m [..., 1]) of float32 currents."""
+def forward(x_NC: Tensor, threshold: Tensor, silence: Tensor | None, rounding: Rounding) -> tuple[Tensor, Tensor]:
+    """(s_NC, scale_N)."""
+    bound_numba_threads()
+    N, C = x_NC.shape
+    s_NC, scale_N = torch.empty_like(x_NC), x_NC.new_empty(N)
+    silence = torch.zeros(()) if silence is None else silence
+    _forward(
+        x_NC.numpy(), _channels(threshold, C), rounding.per_token, np.float32(rounding.levels),
+        np.float32(rounding.offset), _channels(silence, C), numba_threads(), s_NC.numpy(), scale_N.numpy(),
+    )  # fmt: skip
+    return s_NC, scale_N
 
-    @staticmethod
-    def forward(ctx, x_xC, threshold, levels, per_token, offset, silence):
-        bound_numba_threads()
-        C = x_xC.shape[-1]
-        s, scale = torch.empty_like(x_xC, memory_format=torch.contiguous_format), x_xC.new_empty((*x_xC.shape[:-1], 1))
-        silenced = torch.zeros(()) if silence is None else silence / threshold.detach()
-        _forward(
-            _rows(x_xC), _channels(threshold, C), per_token, np.float32(levels), np.float32(offset),
-            _channels(silenced, C), numba_threads(), s.view(-1, C).numpy(), scale.view(-1).numpy(),
-        )  # fmt: skip
-        ctx.per_token = per_token
-        ctx.save_for_backward(x_xC, threshold, scale)
-        return s, scale
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grad_outputs):
-        bound_numba_threads()
-        x_xC, threshold, scale = ctx.saved_tensors
-        grad_s, grad_scale = grad_outputs
-        C, parts = x_xC.shape[-1], numba_threads()
-        grad_x = torch.empty_like(x_xC, memory_format=torch.contiguous_format)
-        # One partial sum per thread and channel: no two threads add to one place, and the order is fixed.
-        grad_theta_PC = torch.zeros(parts, C)
-        _backward(
-            _rows(x_xC), _channels(threshold, C), ctx.per_token, scale.view(-1).numpy(), _rows(grad_s),
-            grad_scale.reshape(-1).contiguous().numpy(), parts, grad_x.view(-1, C).numpy(), grad_theta_PC.numpy(),
-        )  # fmt: skip
-        grad_theta_C = grad_theta_PC.sum(0)
-        grad_theta = (grad_theta_C.sum() if threshold.numel() == 1 else grad_theta_C).view(threshold.shape)
-        return grad_x, grad_theta.to(threshold.dtype), None, None, None, None
+def backward(
+    x_NC: Tensor, grad_s_NC: Tensor, threshold: Tensor, scale_N: Tensor, grad_scale_N: Tensor, rounding: Rounding
+) -> tuple[Tensor, Tensor]:
+    """(grad_x_NC, gradient of theta per channel)."""
+    bound_numba_threads()
+    C, parts = x_NC.shape[1], numba_threads()
+    grad_x_NC = torch.empty_like(x_NC)
+    # One partial sum per thread and channel: no two threads add to one place, and the order is fixed.
+    grad_theta_PC = torch.zeros(parts, C)
+    _backward(
+        x_NC.numpy(), _channels(threshold, C), rounding.per_token, scale_N.numpy(), grad_s_NC.numpy(),
+        grad_scale_N.numpy(), parts, grad_x_NC.numpy(), grad_theta_PC.numpy(),
+    )  # fmt: skip
+    return grad_x_NC, grad_theta_PC.sum(0)
 
 
 @numba.njit(**COMPILE)
@@ -151,7 +134,13 @@ def _tally(s_NC, levels, spikes_K, steps, tallied_3C):
 def tally(s_xC: Tensor, levels: int, spikes_K: Tensor, steps: int) -> Tensor:
     """See tally.py."""
     tallied_3C = torch.zeros(3, s_xC.shape[-1], dtype=torch.int64)
-    _tally(_rows(s_xC), np.float32(levels), spikes_K.numpy(), steps, tallied_3C.numpy())
+    _tally(
+        s_xC.detach().reshape(-1, s_xC.shape[-1]).contiguous().numpy(),
+        np.float32(levels),
+        spikes_K.numpy(),
+        steps,
+        tallied_3C.numpy(),
+    )
     return tallied_3C
 
 

@@ -33,9 +33,8 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def count_reference(x_xC, levels, threshold, per_token, offset, silence) -> tuple[Tensor, Tensor]:
-    """(s, gain); see the package."""
+    """(s, gain); see the package. ``silence`` is in units of u."""
     gain = threshold * token_scale(x_xC) if per_token else threshold
-    silence = None if silence is None else silence / threshold.detach()
     s = _StraightThrough.apply(x_xC / gain, levels, offset, silence)
     assert isinstance(s, Tensor)
     return s, gain

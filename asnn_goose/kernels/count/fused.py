@@ -1,0 +1,54 @@
+"""The autograd side that the compiled forms of count share.
+
+A form is a module with ``forward`` and ``backward``. Kept for backward are the current and each token's scale m. With g
+the gradient arriving at s and h the one at m (which comes through the gain, whose product with theta is left to
+autograd),
+
+    dx_c     = g_c [|u_c| <= 1] / gain_c + sign(x_c) dm / C       the second term where m is not at its floor
+    dtheta_c = -sum_n g_c [|u_c| <= 1] u_c / theta_c,      dm = h - sum_c g_c [|u_c| <= 1] u_c / m
+
+Shapes: ... any, N tokens, C channels.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Rounding(NamedTuple):
+    """What does not change from token to token."""
+
+    levels: int
+    """N."""
+    per_token: bool
+    offset: float
+
+
+class FusedCount(torch.autograd.Function):
+    """(s_xC, m [..., 1]) of float32 currents; ``silence`` is divided by theta already, scalar or [C], or None."""
+
+    @staticmethod
+    def forward(ctx, x_xC, threshold, silence, rounding: Rounding, form: ModuleType):
+        C = x_xC.shape[-1]
+        ctx.rounding, ctx.form = rounding, form
+        s_NC, scale_N = form.forward(x_xC.reshape(-1, C).contiguous(), threshold.reshape(-1), silence, rounding)
+        scale = scale_N.view(*x_xC.shape[:-1], 1)
+        ctx.save_for_backward(x_xC, threshold, scale)
+        return s_NC.view(x_xC.shape), scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grad_outputs):
+        x_xC, threshold, scale = ctx.saved_tensors
+        grad_s, grad_scale = grad_outputs
+        C = x_xC.shape[-1]
+        rows: list[Tensor] = [tensor.reshape(-1, C).contiguous() for tensor in (x_xC, grad_s)]
+        grad_x_NC, grad_theta = ctx.form.backward(
+            *rows, threshold.reshape(-1), scale.reshape(-1), grad_scale.reshape(-1).contiguous(), ctx.rounding
+        )
+        if threshold.numel() == 1:
+            grad_theta = grad_theta.sum()
+        return grad_x_NC.view(x_xC.shape), grad_theta.view(threshold.shape).to(threshold.dtype), None, None, None
