@@ -311,6 +311,7 @@ def _report(argv: Sequence[str]) -> int:
     if names:
         for name in names:
             print(write_report_of(find_run(name, runs_root, reports_root), reports_root, runs_root))
+        write_classifier_table(reports_root)
         return 0
     versions = versions_with_runs(runs_root, reports_root)
     done = rebuild_reports(versions, runs_root, reports_root, lambda runs: tqdm(runs, unit="report", disable=None))

@@ -143,6 +143,9 @@ def test_reports_are_made_again_from_the_records_alone(finished, tmp_path, monke
     assert capfd.readouterr().out == "reports written: 1\n"
     made = _files(tmp_path / "reports")
     assert {name: made[name] for name in _files(reports)} == _files(reports)
+    (tmp_path / "reports" / "classification.md").unlink()
+    assert cli.command(["report", f"v17_two_stage/{_result(finished).run_id}"]) == 0
+    assert _files(tmp_path / "reports") == made
 
 
 def test_the_student_is_an_ordinary_classifier_with_its_labels(finished):
