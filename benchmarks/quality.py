@@ -156,7 +156,7 @@ def rows(runs: Sequence[FinishedRun]) -> list[Row]:
 def markdown(found: Sequence[Row], reports: str) -> list[str]:
     """The table; ``reports``: where links to the runs' reports start."""
     header = ["bar", "value", "95 % interval", "seeds", "training tokens", "wall time", "verdict", "runs"]
-    return table(header, [_cells(row, reports) for row in found], align="---")
+    return table(header, [_cells(row, reports) for row in found])
 
 
 def _cells(row: Row, reports: str) -> list[str]:

@@ -12,6 +12,7 @@ from asnn_goose.reporting.ablation_words import (
     opening,
     perplexity_words,
     ratio_words,
+    sharing_sentence,
     teacher_sentence,
 )
 from asnn_goose.reporting.drawing import Curve
@@ -67,6 +68,8 @@ def render(ladder: Ladder, found: Sequence[Effect], figures: dict[str, Path]) ->
         "version is better. Hollow: one seed.",
     )
     lines += ["## Likeness, spikes and cost", "", *_measure_table(found), "", how_measured(found), ""]
+    if sharing := sharing_sentence(ladder.runs):
+        lines += [sharing, ""]
     lines += _figure(
         figures, "validation", "Validation perplexity on a log axis, geometric means over seeds; right: its end."
     )

@@ -1,8 +1,9 @@
 """What the ladder's table says in words: the opening sentences, how it was judged, and numbers with their intervals."""
 
+import statistics
 from collections.abc import Sequence
 
-from asnn_goose.reporting.comparison import changed_settings
+from asnn_goose.reporting.comparison import FinishedRun, changed_settings
 from asnn_goose.reporting.effects import ALPHA, Effect, Summary
 from asnn_goose.reporting.ladder import Ladder
 from asnn_goose.reporting.markdown import integer, number, quantity
@@ -72,6 +73,33 @@ def how_measured(found: Sequence[Effect]) -> str:
         "the mixer matrices' products whose operand is a spike, zero operands the share of these that are 0; energy is "
         f"that of the arithmetic, estimated.{teacher_sentence(found)}"
     )
+
+
+def sharing_sentence(runs: Sequence[FinishedRun]) -> str:
+    """What it is worth that the teacher's targets and the first stage are computed once for all runs of a seed.
+
+    Training tokens over the seconds of preparation and training. The first run of a seed is the one that started first;
+    a ladder that went on on another machine has computed them again there.
+    """
+    firsts: dict[int, FinishedRun] = {}
+    for run in sorted(runs, key=lambda run: run.result.started):
+        firsts.setdefault(run.result.seed, run)
+    later = [run for run in runs if run is not firsts[run.result.seed]]
+    if not later:
+        return ""
+    before, after = (
+        statistics.median(run.result.tokens_seen / _seconds_before_the_end(run) for run in some)
+        for some in (firsts.values(), later)
+    )
+    return (
+        "The teacher's targets and the first stage of a seed are computed once, by its first run. With preparation "
+        f"and looks at validation counted in, first runs make {number(before, 3)} tokens/s (median of {len(firsts)}), "
+        f"later ones {number(after, 3)} (of {len(later)})."
+    )
+
+
+def _seconds_before_the_end(run: FinishedRun) -> float:
+    return sum(run.result.seconds_by_phase.get(phase, 0.0) for phase in ("preparation", "training"))
 
 
 def teacher_sentence(found: Sequence[Effect]) -> str:

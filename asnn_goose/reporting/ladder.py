@@ -101,7 +101,7 @@ def read_ladder(
     usable = _without_contradictions(at_scale, left_out)
     own = _own_groups(usable, parents, asked)
     for version, group in own.items():
-        left_out[version] += [_why_not(run, group) for run in usable[version] if run not in group]
+        left_out[version] += _why_not([run for run in usable[version] if run not in group], group)
     rungs = tuple(
         Rung(
             version,
@@ -229,16 +229,31 @@ def _rank(group: SeedGroup, above: SeedGroup, asked: Experiment | None) -> tuple
     return other, -len(group), len(changed_settings(above[0], group[0])) if above else 0
 
 
-def _why_not(run: FinishedRun, group: SeedGroup) -> str:
-    """Why `run` is not in the group of its version that counts."""
+def _why_not(runs: Iterable[FinishedRun], group: SeedGroup) -> list[str]:
+    """Why runs are not in the group of their version that counts, those of one reason in one sentence."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        reasons.setdefault(_reason(run, group), []).append(run_name(run))
+    return [
+        f"{names[0]} {one}" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more of the version {several}"
+        for (one, several), names in reasons.items()
+    ]
+
+
+def _reason(run: FinishedRun, group: SeedGroup) -> tuple[str, str]:
+    """The end of a sentence, for one run and for several."""
     if not group:
-        return f"{run_name(run)} differs from the base's runs in more than its version's change."
+        of_base = "from the base's runs in more than its version's change."
+        return f"differs {of_base}", f"differ {of_base}"
     if differing := branches(changed_settings(group[0], run)):
-        return f"{run_name(run)} has other settings than the version's runs that count: {', '.join(differing)}."
+        others = f"other settings than the version's runs that count: {', '.join(differing)}."
+        return f"has {others}", f"have {others}"
     if run.result.evaluation.test_tokens != group[0].result.evaluation.test_tokens:
-        return f"{run_name(run)} was evaluated on another number of tokens than the version's runs that count."
+        tokens = "evaluated on another number of tokens than the version's runs that count."
+        return f"was {tokens}", f"were {tokens}"
     newer = next(other for other in group if other.result.seed == run.result.seed)
-    return f"{run_name(run)} repeats seed {run.result.seed}, of which the newer {run_name(newer)} counts."
+    repeated = f"seed {run.result.seed}, of which the newer {run_name(newer)} counts."
+    return f"repeats {repeated}", f"repeat {repeated}"
 
 
 def _age(run: FinishedRun) -> tuple[Any, str]:

@@ -49,12 +49,17 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole % 60:02d} s"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---:") -> list[str]:
-    """Lines of a table; the first column is set to the left, the others as `align`. Empty columns are dropped."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table; columns of mostly numbers, but not the first, are set to the right. Empty ones are dropped."""
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
-    lines = [[header[i] for i in kept], ["---" if i == 0 else align for i in kept]]
+    aligned = ["---:" if i and _are_numbers([row[i] for row in rows if row[i]]) else "---" for i in kept]
+    lines = [[header[i] for i in kept], aligned]
     lines += [[row[i].replace("|", "\\|").replace("\n", " ") for i in kept] for row in rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    return 2 * sum(re.match(r"[-+]?\.?\d", cell) is not None for cell in cells) > len(cells)
 
 
 def fenced(text: str, language: str = "") -> list[str]:

@@ -197,12 +197,12 @@ def configuration(material: Material) -> list[str]:
         rows = [[f"`{key}`", _setting(old), _setting(new)] for key, (old, new) in differing.items()]
         name = material.parent.result.version
         if rows:
-            lines += [*table(["setting", name, material.run.result.version], rows, align="---"), ""]
+            lines += [*table(["setting", name, material.run.result.version], rows), ""]
         else:
             lines += [f"No setting differs from the run of {name}.", ""]
     if material.provenance.overrides:
         rows = [[f"`{key}`", _setting(value)] for key, value in material.provenance.overrides.items()]
-        lines += ["Overrides on the command line:", "", *table(["setting", "value"], rows, align="---")]
+        lines += ["Overrides on the command line:", "", *table(["setting", "value"], rows)]
     return lines
 
 
@@ -234,7 +234,7 @@ def provenance_section(origin: Provenance) -> list[str]:
     lines = [
         "## Provenance",
         "",
-        *table(["", ""], rows, align="---"),
+        *table(["", ""], rows),
         "",
         "To reproduce:",
         "",

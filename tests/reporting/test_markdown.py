@@ -64,6 +64,11 @@ def test_table_drops_columns_without_entries_and_escapes_bars():
     ]
 
 
+def test_numbers_are_set_to_the_right_and_words_to_the_left():
+    rows = [["1", "helps", "1.5 (1.4 to 1.6)", "-3 %"], ["2", "2 seeds", "not run", ".5"], ["3", "", "2.5", ""]]
+    assert table(["n", "verdict", "mean", "change"], rows)[1] == "| --- | --- | ---: | ---: |"
+
+
 @given(st.text("`a\n", max_size=30))
 def test_no_text_ends_its_own_fence(text):
     fence, *inside, end = fenced(text)
