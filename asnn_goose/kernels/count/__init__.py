@@ -4,8 +4,8 @@
     s    = k / N,     k = sign(u) floor(N min(|u|, 1) + offset),   0 where |x| / m < silence
     ds/du = [|u| <= 1]
 
-so that x is about s * gain. The gradient goes on to x, to theta and through m (I-LIF, arXiv 2407.20708, has the count
-and its gradient; the models in front of which it stands say what k's spikes are).
+so that x is about s * gain. The gradient goes on to x, to theta and through m. Count and gradient are I-LIF's (arXiv
+2407.20708); which spikes a count stands for is the neuron's matter (models/spiking.py).
 """
 
 import torch
