@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from asnn_goose.reporting.comparison import FinishedRun, changed_settings
 from asnn_goose.reporting.effects import ALPHA, Effect, Summary
 from asnn_goose.reporting.ladder import Ladder
-from asnn_goose.reporting.markdown import integer, number, quantity
+from asnn_goose.reporting.markdown import duration, integer, number, quantity
 from asnn_goose.reporting.seeds import interval_words
 
 
@@ -78,8 +78,8 @@ def how_measured(found: Sequence[Effect]) -> str:
 def sharing_sentence(runs: Sequence[FinishedRun]) -> str:
     """What it is worth that the teacher's targets and the first stage are computed once for all runs of a seed.
 
-    Training tokens over the seconds of preparation and training. The first run of a seed is the one that started first;
-    a ladder that went on on another machine has computed them again there.
+    tokens/s are training tokens over the seconds of preparation and training. The first run of a seed is the one that
+    started first; a ladder that went on on another machine has computed them again there.
     """
     firsts: dict[int, FinishedRun] = {}
     for run in sorted(runs, key=lambda run: run.result.started):
@@ -87,19 +87,24 @@ def sharing_sentence(runs: Sequence[FinishedRun]) -> str:
     later = [run for run in runs if run is not firsts[run.result.seed]]
     if not later:
         return ""
-    before, after = (
-        statistics.median(run.result.tokens_seen / _seconds_before_the_end(run) for run in some)
-        for some in (firsts.values(), later)
-    )
+    (long, before), (short, after) = (_preparation_and_speed(list(some)) for some in (firsts.values(), later))
     return (
-        "The teacher's targets and the first stage of a seed are computed once, by its first run. With preparation "
-        f"and looks at validation counted in, first runs make {number(before, 3)} tokens/s (median of {len(firsts)}), "
-        f"later ones {number(after, 3)} (of {len(later)})."
+        "The teacher's targets and the first stage of a seed are computed once, by its first run. Preparation takes "
+        f"first runs {duration(long)} (median of {len(firsts)}), later ones {duration(short)} (of {len(later)}). "
+        f"With it and the looks at validation counted in, first runs make {number(before, 3)} tokens/s, later ones "
+        f"{number(after, 3)}, on whichever machine each ran."
     )
 
 
-def _seconds_before_the_end(run: FinishedRun) -> float:
-    return sum(run.result.seconds_by_phase.get(phase, 0.0) for phase in ("preparation", "training"))
+def _preparation_and_speed(runs: Sequence[FinishedRun]) -> tuple[float, float]:
+    """Medians: seconds of preparation, and tokens/s from the start to the end of training."""
+    phases = [run.result.seconds_by_phase for run in runs]
+    preparation = [each.get("preparation", 0.0) for each in phases]
+    speeds = [
+        run.result.tokens_seen / (before + each.get("training", 0.0))
+        for run, each, before in zip(runs, phases, preparation, strict=True)
+    ]
+    return statistics.median(preparation), statistics.median(speeds)
 
 
 def teacher_sentence(found: Sequence[Effect]) -> str:
