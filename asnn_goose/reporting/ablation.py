@@ -71,7 +71,9 @@ def render(ladder: Ladder, found: Sequence[Effect], figures: dict[str, Path]) ->
     if sharing := sharing_sentence(ladder.runs):
         lines += [sharing, ""]
     lines += _figure(
-        figures, "validation", "Validation perplexity on a log axis, geometric means over seeds; right: its end."
+        figures,
+        "validation",
+        "Validation perplexity on a log axis, geometric means over seeds; right: the second half of each training.",
     )
     lines += _figure(
         figures,

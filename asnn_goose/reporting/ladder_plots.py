@@ -62,16 +62,20 @@ def plot_deltas(deltas: Sequence[Interval], path: Path) -> Path:
 
 
 def plot_validation(curves: Sequence[Curve], path: Path) -> Path:
-    """Validation perplexity of all versions over training tokens, whole and from half of the training on."""
+    """Validation perplexity of all versions over training tokens, and its second half over the share of each training,
+    so that versions of different lengths end at one place."""
+    from matplotlib.ticker import PercentFormatter
+
     with figure(path, max(3.3, 0.9 + 0.15 * len(curves)), columns=2) as axes:
-        end = max(curve.tokens[-1] for curve in curves)
-        late = [_since(curve, end / 2) for curve in curves]
+        late = [_second_half(curve) for curve in curves]
         for axis, shown in zip(axes, (curves, late), strict=True):
             for place, curve in enumerate(shown):
                 line(axis, curve, _colour(place))
             log_scale(axis)
-            token_axis(axis, shown)
-        axes[1].set_xlim(end / 2, end)
+        token_axis(axes[0], curves)
+        axes[1].set_xlim(0.5, 1.0)
+        axes[1].xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes[1].set_xlabel("share of the version's training tokens")
         axes[0].set_ylabel("validation perplexity")
         label_right(axes[1], [(c.values[-1], c.label, _colour(place)) for place, c in enumerate(curves)])
     return path
@@ -106,10 +110,11 @@ def _interval(axis: Any, delta: Interval, at: float, colour: str | None = None, 
     )
 
 
-def _since(curve: Curve, tokens: float) -> Curve:
-    """The part of a curve from `tokens` on, at least its last point."""
-    kept = curve.tokens >= min(tokens, curve.tokens[-1])
-    return Curve(curve.label, curve.tokens[kept], curve.values[kept])
+def _second_half(curve: Curve) -> Curve:
+    """Over the share of its tokens, from a half on; at least its last point."""
+    shares = curve.tokens / max(1, curve.tokens[-1])
+    kept = shares >= min(0.5, shares[-1])
+    return Curve(curve.label, shares[kept], curve.values[kept])
 
 
 def _colour(place: int) -> str:

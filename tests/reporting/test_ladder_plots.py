@@ -54,12 +54,14 @@ def test_the_forest_has_a_row_for_each_delta_in_the_colour_of_its_verdict(axes, 
 
 
 def test_validation_shows_the_whole_and_the_second_half(axes, tmp_path):
+    """b trains ten times as long as a, and both end at the right."""
     tokens = np.arange(0.0, 101.0, 10.0)
-    curves = [Curve(name, tokens, scale / (10 + tokens)) for name, scale in (("a", 1e4), ("b", 2e4))]
+    curves = [Curve("a", tokens, 1e4 / (10 + tokens)), Curve("b", 10 * tokens, 2e4 / (10 + tokens))]
     plot_validation(curves, tmp_path / "validation.png")
     whole, late = axes
-    assert [line.get_xdata().tolist() for line in whole.lines[:2]] == [tokens.tolist()] * 2
-    assert [line.get_xdata().min() for line in late.lines[:2]] == [50.0, 50.0]
+    assert [line.get_xdata().tolist() for line in whole.lines[:2]] == [tokens.tolist(), (10 * tokens).tolist()]
+    assert [line.get_xdata() for line in late.lines[:2]] == [pytest.approx(np.linspace(0.5, 1.0, 6))] * 2
+    assert late.get_xlim() == (0.5, 1.0)
     assert whole.get_yscale() == late.get_yscale() == "log"
     assert {text.get_text() for text in late.texts} == {"a", "b"}
 

@@ -61,7 +61,7 @@ tokens/s, later ones 49.8, on whichever machine each ran.
 
 ![validation](roadmap/validation.png)
 
-Validation perplexity on a log axis, geometric means over seeds; right: its end.
+Validation perplexity on a log axis, geometric means over seeds; right: the second half of each training.
 
 ![energy](roadmap/energy.png)
 
