@@ -189,16 +189,14 @@ class Neuron(nn.Module):
         if self.kind == "radix":
             s, gain = self._counted(x, self.steps)
             spikes = s.sign() * digits((s.abs() * self.levels).round(), self.steps, self.base)
-            if self._recorded is not None:
-                self._record(s.detach(), spikes)
-            return spikes, gain
-        gain = self.gain(x)
-        u = x / gain
-        if self.along_tokens:
-            spikes = self._from_token_to_token(u, self.steps, 1.0, membranes)
         else:
-            heard = u if self.silence is None else torch.where(u.abs() < self.silence / self.threshold, 0.0, u)
-            spikes = lif(self._with_offset(heard, self.steps).expand(self.steps, *x.shape), **self._dynamics())[0]
+            gain = self.gain(x)
+            u = x / gain
+            if self.along_tokens:
+                spikes = self._from_token_to_token(u, self.steps, 1.0, membranes)
+            else:
+                heard = u if self.silence is None else torch.where(u.abs() < self.silence / self.threshold, 0.0, u)
+                spikes = lif(self._with_offset(heard, self.steps).expand(self.steps, *x.shape), **self._dynamics())[0]
         if self._recorded is not None:
             self._record(weighted(self.weights, spikes.detach()), spikes)
         return spikes, gain

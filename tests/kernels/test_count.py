@@ -168,6 +168,12 @@ def test_tallies_are_those_of_a_loop(dtype, levels):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tally_reads_nothing_beyond_its_table(dtype):
+    s = torch.tensor([[math.nan, math.inf, -7.0, 0.5]], dtype=dtype)
+    assert tally(s, 2, torch.tensor([0, 1, 3]), 3).tolist() == [[0, 3, 3, 1], [0, 1, 1, 1], [0, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_levels_are_told_from_other_values(dtype):
     k = torch.arange(-13, 14, dtype=dtype) / 13
     off = torch.tensor([0.5, 1.5, -14 / 13, math.nan, 1 / 13 + 1e-4], dtype=dtype)

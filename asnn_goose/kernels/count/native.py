@@ -82,7 +82,7 @@ def _backward(x_NC, theta_C, per_token, scale_N, grad_s_NC, grad_scale_N, parts,
         for n in range(p * N // parts, (p + 1) * N // parts):
             scale = scale_N[n]
             total = _through_count(x_NC[n], theta_C, scale, grad_s_NC[n], grad_x_NC[n], grad_theta_PC[p])
-            if per_token and _mean_size(x_NC[n]) >= FLOOR:
+            if per_token and scale > FLOOR:
                 _through_scale(x_NC[n], (grad_scale_N[n] + total) / np.float32(C), grad_x_NC[n])
 
 
@@ -124,7 +124,9 @@ def _tally(s_NC, levels, spikes_K, steps, tallied_3C):
     N, C = s_NC.shape
     for n in range(N):
         for c in range(C):
-            k = int(np.rint(abs(s_NC[n, c]) * levels))
+            size = abs(s_NC[n, c]) * levels
+            # What is no number or beyond the levels must not be read for beyond the table.
+            k = int(np.rint(min(size, levels))) if size >= ZERO else 0
             fired = spikes_K[k]
             tallied_3C[0, c] += fired
             tallied_3C[1, c] += k > 0

@@ -42,7 +42,7 @@ def count_reference(x_xC, levels, threshold, per_token, offset, silence) -> tupl
 
 def tally_reference(s_xC: Tensor, levels: int, spikes_K: Tensor, steps: int) -> Tensor:
     """[3, C]; see tally.py."""
-    counts_NC = (s_xC.reshape(-1, s_xC.shape[-1]).abs() * levels).round().long()
+    counts_NC = (s_xC.reshape(-1, s_xC.shape[-1]).abs() * levels).clamp(max=levels).round().nan_to_num().long()
     fired_NC = spikes_K.to(s_xC.device)[counts_NC]
     return torch.stack([fired_NC.sum(0), (counts_NC > 0).sum(0), (fired_NC == steps).sum(0)])
 

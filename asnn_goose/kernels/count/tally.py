@@ -13,7 +13,7 @@ def tally(s_xC: Tensor, levels: int, spikes_K: Tensor, steps: int) -> Tensor:
     """[3, C], int64: over the tokens of s = k / N, the spikes, the k other than 0, and the k of ``steps`` spikes.
 
     Args:
-        s_xC: on the levels k / N.
+        s_xC: on the levels k / N; what lies beyond counts as 1, what is no number as 0.
         levels: N.
         spikes_K: spikes of |k| = 0 to N, int64.
         steps: micro-steps per token.

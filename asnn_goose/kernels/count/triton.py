@@ -23,11 +23,6 @@ TOKENS = 16
 
 
 @triton.jit
-def _mean_size(x_C, C):
-    return tl.div_rn(tl.sum(tl.abs(x_C)), C.to(tl.float32))
-
-
-@triton.jit
 def _forward_kernel(
     x, threshold, silence, s, scale, C, levels, offset, floor,
     THRESHOLD_STRIDE: tl.constexpr, SILENCE_STRIDE: tl.constexpr, SILENT: tl.constexpr, PER_TOKEN: tl.constexpr,
@@ -39,7 +34,7 @@ def _forward_kernel(
     x_C = tl.load(x + n * C + columns, mask=inside, other=0.0)
     m = 1.0
     if PER_TOKEN:
-        mean = _mean_size(x_C, C)
+        mean = tl.div_rn(tl.sum(tl.abs(x_C)), C.to(tl.float32))
         # A mean that is not a number stays one.
         m = tl.where(mean < floor, floor, mean)
     theta_C = tl.load(threshold + columns * THRESHOLD_STRIDE, mask=inside, other=1.0)
@@ -74,7 +69,7 @@ def _backward_kernel(
         total_C -= at_gain_C * m
         if PER_TOKEN:
             grad_m = tl.load(grad_scale + n, mask=n < N, other=0.0) - tl.sum(at_gain_C * theta_C)
-            share = tl.where(_mean_size(x_C, C) < floor, 0.0, tl.div_rn(grad_m, C.to(tl.float32)))
+            share = tl.where(m <= floor, 0.0, tl.div_rn(grad_m, C.to(tl.float32)))
             within_C += tl.where(x_C > 0.0, share, 0.0) - tl.where(x_C < 0.0, share, 0.0)
         tl.store(grad_x + n * C + columns, within_C, mask=alive)
     # One partial sum per program: their order in the last sum is fixed.
