@@ -56,38 +56,10 @@ def test_what_is_no_number_stays_none():
         assert torch.equal(found.isnan().all(1), wanted) and torch.equal(found.isnan().any(1), wanted)
 
 
-COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from asnn_goose.kernels.count import triton as count
-for name in ("_forward_kernel", "_backward_kernel"):
-    kernel = getattr(count, name)
-    constants = {"THRESHOLD_STRIDE": 1, "SILENCE_STRIDE": 0, "SILENT": True, "PER_TOKEN": True, "WALK": 16,
-                 "COLUMNS": 1024}
-    signature = {}
-    for argument in kernel.arg_names:
-        if argument in constants:
-            signature[argument] = "constexpr"
-        elif argument in ("N", "C"):
-            signature[argument] = "i32"
-        elif argument in ("levels", "offset", "floor"):
-            signature[argument] = "fp32"
-        else:
-            signature[argument] = "*fp32"
-    known = {key: value for key, value in constants.items() if key in kernel.arg_names}
-    for capability in (80, 90):
-        source = ASTSource(fn=kernel, signature=signature, constexprs=known)
-        built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
-        ptx = built.asm["ptx"]
-        assert f".target sm_{capability}" in ptx and len(built.asm["cubin"]) > 0
-        # A fused multiply-add would round |u| N + offset once instead of twice.
-        print(name, capability, "fma.rn.f32" in ptx)
-"""
-
-
-def test_kernels_compile_for_gpus_without_one(without_interpreter):
-    lines = without_interpreter(COMPILE)
-    assert lines == [
-        f"{name} {capability} False" for name in ("_forward_kernel", "_backward_kernel") for capability in (80, 90)
-    ]
+def test_kernels_compile_for_gpus_without_one(compiled):
+    constants = {"THRESHOLD_STRIDE": 1, "SILENCE_STRIDE": 0, "SILENT": True, "PER_TOKEN": True, "WALK": 16}
+    kernels = [(name, constants | {"COLUMNS": 1024}) for name in ("_forward_kernel", "_backward_kernel")]
+    types = dict.fromkeys(("N", "C"), "i32") | dict.fromkeys(("levels", "offset", "floor"), "fp32")
+    lines = compiled("asnn_goose.kernels.count.triton", kernels, types, enable_fp_fusion=False)
+    # A fused multiply-add would round |u| N + offset once instead of twice.
+    assert lines == [f"{name} {capability} False" for name, _ in kernels for capability in (80, 90)]

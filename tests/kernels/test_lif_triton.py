@@ -95,43 +95,21 @@ def test_spikes_at_the_threshold_and_beside_it():
     assert spikes.tolist() == [[1.0, 0.0, -1.0, 0.0]]
 
 
-COMPILE = """
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from asnn_goose.kernels.lif import triton as lif
-for name, extra in (
-    ("_forward_kernel", {}),
-    ("_forward_kernel", {"MEAN": True}),
-    ("_backward_kernel", {"HAS_SPIKES": True, "HAS_LAST": True,
-                          "ATTACHED": True, "PARAMETERS": True, "SHAPE": 0, "STEPS": 4}),
-):
-    kernel = getattr(lif, name)
-    constants = {"THRESHOLD_STRIDE": 1, "DECAY_STRIDE": 0, "HAS_V0": True, "MEAN": False, "TERNARY": True, "SOFT": True,
-                 "ROWS": 4, "COLUMNS": 256} | extra
-    half = {"x", "spikes", "grad_spikes", "grad_x"}
-    signature = {}
-    for argument in kernel.arg_names:
-        if argument in constants:
-            signature[argument] = "constexpr"
-        elif argument in ("N", "C", "T", "segments"):
-            signature[argument] = "i32"
-        elif argument == "width":
-            signature[argument] = "fp32"
-        else:
-            signature[argument] = "*bf16" if argument in half else "*fp32"
-    for capability in (80, 90):
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
-        ptx = built.asm["ptx"]
-        assert f".target sm_{capability}" in ptx and len(built.asm["cubin"]) > 0
-        # A fused multiply-add would round beta v + x once instead of twice.
-        print(name, capability, "fma.rn.f32" in ptx)
-"""
-
-
-def test_kernels_compile_for_gpus_without_one(without_interpreter):
-    lines = without_interpreter(COMPILE)
+def test_kernels_compile_for_gpus_without_one(compiled):
+    constants = {
+        "THRESHOLD_STRIDE": 1, "DECAY_STRIDE": 0, "HAS_V0": True, "MEAN": False, "TERNARY": True, "SOFT": True,
+        "ROWS": 4, "COLUMNS": 256,
+    }  # fmt: skip
+    backward = {"HAS_SPIKES": True, "HAS_LAST": True, "ATTACHED": True, "PARAMETERS": True, "SHAPE": 0, "STEPS": 4}
+    kernels = [
+        ("_forward_kernel", constants),
+        ("_forward_kernel", constants | {"MEAN": True}),
+        ("_backward_kernel", constants | backward),
+    ]
+    types = dict.fromkeys(("x", "spikes", "grad_spikes", "grad_x"), "*bf16") | {"width": "fp32"}
+    types |= dict.fromkeys(("N", "C", "T", "segments"), "i32")
+    lines = compiled("asnn_goose.kernels.lif.triton", kernels, types, enable_fp_fusion=False)
+    # A fused multiply-add would round beta v + x once instead of twice.
     assert lines == [
         "_forward_kernel 80 False",
         "_forward_kernel 90 False",
