@@ -1,0 +1,43 @@
+"""What the README says of results stands in the committed records' tables."""
+
+import re
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def tables(text: str, first: str) -> list[dict[str, dict[str, str]]]:
+    """Every table whose first column is headed so: first cell without its link -> column -> cell."""
+    found: list[dict[str, dict[str, str]]] = []
+    header: list[str] | None = None
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.replace(r"\|", "/").strip("| ").split(" | ")]
+        if not line.startswith("|"):
+            header = None
+        elif header is None:
+            header = cells
+            if header[0] == first:
+                found.append({})
+        elif header[0] == first and not set(line) <= set("|-: "):
+            name = re.sub(r"^\[(.*?)\]\(.*\)$", r"\1", cells[0])
+            found[-1][name] = dict(zip(header, cells, strict=False))
+    return found
+
+
+def test_its_ladder_is_the_committed_one():
+    effects, likeness = tables((REPOSITORY / "reports" / "roadmap.md").read_text(), "version")
+    ladder = tables((REPOSITORY / "README.md").read_text(), "version")[0]
+    assert set(ladder) == {name for name, row in effects.items() if row["seeds"]}
+    for name, row in ladder.items():
+        assert row["seeds"] == effects[name]["seeds"], name
+        assert row["parent"] == effects[name]["parent"], name
+        assert row["test perplexity"] == effects[name]["test perplexity (95 %)"].split(" ")[0], name
+        assert row["times the parent's"] == effects[name]["ratio to the parent (95 %)"], name
+        assert row["KL to the teacher"] == likeness[name]["KL (nats per token)"], name
+
+
+def test_its_count_of_ladder_runs_is_the_committed_one():
+    said = re.search(r"(\d+) of the 80 runs are committed", (REPOSITORY / "README.md").read_text())
+    counted = re.search(r"(\d+) runs count", (REPOSITORY / "reports" / "roadmap.md").read_text())
+    assert said is not None and counted is not None
+    assert said[1] == counted[1]
