@@ -41,3 +41,15 @@ def test_its_count_of_ladder_runs_is_the_committed_one():
     counted = re.search(r"(\d+) runs count", (REPOSITORY / "reports" / "roadmap.md").read_text())
     assert said is not None and counted is not None
     assert said[1] == counted[1]
+
+
+def test_its_classifiers_are_the_committed_ones():
+    reuters, reviews = tables((REPOSITORY / "reports" / "classification.md").read_text(), "arm")
+    (said,) = tables((REPOSITORY / "README.md").read_text(), "arm")
+    assert {name for name, row in said.items() if row["seeds"]} == set(reuters) | set(reviews)
+    for name, row in said.items():
+        for task, found in (("news", reuters.get(name)), ("reviews", reviews.get(name))):
+            accuracy, share = row[f"{task}: test accuracy"], row[f"{task}: of the teacher's"]
+            assert accuracy == ("" if found is None else found["test accuracy (95 %)"].split(" (")[0]), (name, task)
+            assert share == ("" if found is None else found["of the teacher's"]), (name, task)
+            assert found is None or found["seeds"] in row["seeds"].split(" / "), (name, task)
