@@ -170,7 +170,8 @@ def _classifier_plan(experiment: ClassifierExperiment) -> str:
         f"{train.batch_size} texts a step",
     ]
     if experiment.general is not None:
-        lines.append(f"first stage: {experiment.general.tokens:,} tokens of text without labels")
+        stage = experiment.general.of_length(train.general_length)
+        lines.append(f"first stage: {stage.tokens:,} tokens of text without labels")
     if experiment.parent is not None:
         parent = load_classifier_experiment(experiment.parent, ["--scale", train.scale]).experiment
         lines += [f"  {key}: {old} -> {new}" for key, (old, new) in delta(experiment, parent).items()]

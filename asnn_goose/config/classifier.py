@@ -72,6 +72,10 @@ class GeneralConfig(Settings):
     data: DataConfig = DataConfig()
     """The text; of its documents the training split is read."""
 
+    def of_length(self, multiple: float) -> "GeneralConfig":
+        """The same stage on ``multiple`` times as many tokens, one at least."""
+        return self.model_copy(update={"tokens": max(1, round(multiple * self.tokens))})
+
 
 class ClassLosses(Settings):
     """Weights of the second stage's terms; the total is their weighted sum. A term of weight 0 is not computed."""
@@ -111,6 +115,8 @@ class TaskTrainConfig(Settings):
     """Passes over the training texts; rounded to whole optimiser steps."""
     length: PositiveFloat = 1.0
     """Length of the run as a multiple of what epochs says."""
+    general_length: PositiveFloat = 1.0
+    """Length of the first stage as a multiple of what general.tokens says."""
     batch_size: PositiveInt = 16
     """Texts per optimiser step."""
     lr: PositiveFloat = 5e-4

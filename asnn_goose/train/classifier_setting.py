@@ -140,8 +140,9 @@ def _start(
     )
     general, corpus = None, ""
     if experiment.general is not None:
-        stage, corpus = general_texts(experiment.general, pretrained)
-        general = learn_generally(module, pretrained, stage, experiment.general, told, engine)
+        stage = experiment.general.of_length(experiment.train.general_length)
+        texts, corpus = general_texts(stage, pretrained)
+        general = learn_generally(module, pretrained, texts, stage, told, engine)
         torch.manual_seed(experiment.seed)
         for classifier in student.classifiers:
             nn.init.normal_(classifier.get_parameter("weight"), std=0.02)

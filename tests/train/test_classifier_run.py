@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,7 @@ def _flags(place: Path, **changes: object) -> list[str]:
         "general.data.source": "files",
         "general.data.path": place / "texts",
         "train.epochs": 0.5,
+        "train.general_length": 1,
         "train.eval_every": 2,
         "train.checkpoint_every": 2,
         "train.device": "cpu",
@@ -178,7 +180,10 @@ def test_the_first_stage_is_computed_once_for_all_tasks_arms_and_seeds(run, fini
     assert _result(run("v17_no_features")).notes == stage
     assert trained == []
     assert _result(run(general__lr=2e-3)).notes != stage
-    assert len(trained) == 1
+    (half,) = _result(run(train__general_length=0.5)).notes
+    tokens = re.search(r"on (\d+) tokens", half)
+    assert tokens is not None and 300 <= int(tokens[1]) < 300 + 24
+    assert len(trained) == 2
 
 
 def test_each_arm_runs(run):
