@@ -101,8 +101,12 @@ def log_scale(axis: Any) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"))
 
 
-def label_right(axis: Any, labels: Sequence[tuple[float, str, str]], gap: float = 0.15) -> None:
-    """Write each label (value, text, colour) to the right of its value, at least `gap` inches apart, with a leader."""
+def label_right(axis: Any, labels: Sequence[tuple[float, str, str]], at: float = 1.0, gap: float = 0.15) -> None:
+    """Write each label (value, text, colour) beside its value, at least `gap` inches apart, with a leader.
+
+    Args:
+        at: share of the axis' width at which the leaders begin; 1 is its right end.
+    """
     axis.figure.draw_without_rendering()
     extent = axis.get_window_extent()
     height, inch = extent.height / axis.figure.dpi, axis.figure.dpi / extent.width
@@ -111,10 +115,25 @@ def label_right(axis: Any, labels: Sequence[tuple[float, str, str]], gap: float 
         :, 1
     ]
     places = spread(heights.tolist(), gap / height)
-    leader = [1 + 0.03 * inch, 1 + 0.15 * inch]
+    leader = [at + 0.03 * inch, at + 0.15 * inch]
     for start, place, (_, text, colour) in zip(heights, places, ordered, strict=True):
         axis.plot(leader, [start, place], color=colour, linewidth=0.6, transform=axis.transAxes, clip_on=False)
-        axis.text(1 + 0.19 * inch, place, text, transform=axis.transAxes, color=colour, va="center", fontsize=8)
+        axis.text(at + 0.19 * inch, place, text, transform=axis.transAxes, color=colour, va="center", fontsize=8)
+
+
+def label_points(axis: Any, labels: Sequence[tuple[float, float, str, str]], room: float = 1.0) -> None:
+    """Write each label (x, value, text, colour) to the right of its point; points less than `room` inches apart along x
+    share a column of labels, beside the rightmost of them."""
+    axis.figure.draw_without_rendering()
+    places = axis.transAxes.inverted().transform(axis.transData.transform([label[:2] for label in labels]))[:, 0]
+    room *= axis.figure.dpi / axis.get_window_extent().width
+    columns: list[list[int]] = []
+    for row in np.argsort(places, kind="stable").tolist():
+        if not columns or places[row] - places[columns[-1][-1]] > room:
+            columns.append([])
+        columns[-1].append(row)
+    for column in columns:
+        label_right(axis, [labels[row][1:] for row in column], at=places[column[-1]] + 0.05 * room)
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

@@ -15,6 +15,7 @@ from asnn_goose.reporting.drawing import (
     VERMILLION,
     Curve,
     figure,
+    label_points,
     label_right,
     line,
     log_scale,
@@ -92,7 +93,7 @@ def plot_tradeoff(points: Sequence[tuple[Interval, float]], path: Path) -> Path:
         axis.set_ylabel("test perplexity")
         axis.xaxis.set_major_formatter(EngFormatter(unit="J", sep=" "))
         axis.set_xlabel("energy per token")
-        label_right(axis, [(point.value, point.label, _colour(place)) for place, (point, _) in enumerate(points)])
+        label_points(axis, [(x, point.value, point.label, _colour(n)) for n, (point, x) in enumerate(points)])
     return path
 
 

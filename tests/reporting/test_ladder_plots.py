@@ -73,3 +73,18 @@ def test_the_tradeoff_puts_energy_across_and_perplexity_up(axes, tmp_path):
     (marker,) = [line for line in axis.lines if line.get_marker() == "o" and line.get_color() != GREY][:1]
     assert (list(np.atleast_1d(marker.get_xdata())), list(np.atleast_1d(marker.get_ydata()))) == ([1.5e-4], [400.0])
     assert any(list(line.get_ydata()) == [380.0, 420.0] for line in axis.lines if len(line.get_ydata()) == 2)
+
+
+def test_labels_stand_beside_their_own_points(axes, tmp_path):
+    at = {"near": (1e-4, 60.0), "nearer": (1.02e-4, 61.0), "far": (3e-4, 60.0)}
+    plot_tradeoff(
+        [(Interval(label, y, None, None, "one seed", False), x) for label, (x, y) in at.items()],
+        tmp_path / "energy.png",
+    )
+    (axis,) = axes
+    texts = {text.get_text(): text.get_position() for text in axis.texts}
+    shares = axis.transAxes.inverted().transform(axis.transData.transform(list(at.values())))
+    assert texts["near"][0] == texts["nearer"][0] and texts["near"][1] < texts["nearer"][1]
+    # A column of labels begins within half an inch (7 % of the 7.2 inches of the figure) of its rightmost point.
+    for label, (share, _) in zip(["nearer", "far"], shares[1:], strict=True):
+        assert 0 < texts[label][0] - share < 0.07
