@@ -127,13 +127,18 @@ def label_points(axis: Any, labels: Sequence[tuple[float, float, str, str]], roo
     axis.figure.draw_without_rendering()
     places = axis.transAxes.inverted().transform(axis.transData.transform([label[:2] for label in labels]))[:, 0]
     room *= axis.figure.dpi / axis.get_window_extent().width
+    for column in label_columns(places.tolist(), room):
+        label_right(axis, [labels[row][1:] for row in column], at=places[column[-1]] + 0.05 * room)
+
+
+def label_columns(places: Sequence[float], room: float) -> list[list[int]]:
+    """Rows whose `places` along x follow one another by `room` or less, from left to right."""
     columns: list[list[int]] = []
-    for row in np.argsort(places, kind="stable").tolist():
+    for row in sorted(range(len(places)), key=lambda row: places[row]):
         if not columns or places[row] - places[columns[-1][-1]] > room:
             columns.append([])
         columns[-1].append(row)
-    for column in columns:
-        label_right(axis, [labels[row][1:] for row in column], at=places[column[-1]] + 0.05 * room)
+    return columns
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

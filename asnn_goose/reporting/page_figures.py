@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from bokeh.layouts import column
 from bokeh.models import (
     ColumnDataSource,
@@ -19,7 +20,7 @@ from bokeh.plotting import figure
 
 from asnn_goose.reporting.ablation_words import perplexity_words, ratio_words
 from asnn_goose.reporting.comparison import FinishedRun
-from asnn_goose.reporting.drawing import CYCLE, GREY
+from asnn_goose.reporting.drawing import CYCLE, GREY, label_columns, spread
 from asnn_goose.reporting.effects import Effect
 from asnn_goose.reporting.ladder import Ladder, run_name
 from asnn_goose.reporting.ladder_plots import VERDICT_COLOURS
@@ -27,6 +28,8 @@ from asnn_goose.reporting.markdown import quantity
 from asnn_goose.reporting.page_tables import WIDE
 
 _GRID, _EDGE = "#e4e4e4", "#b0b0b0"
+_LABEL_LINES = 26
+"""Lines of 13 px words that the height of a figure holds between its points' extremes."""
 _NAME = f'style="vertical-align: top; padding-right: 8px; color: {GREY}"'
 _STYLES = [[colour, dash] for dash in ("solid", "dashed", "dotted") for colour in CYCLE]
 _CHOOSE = """
@@ -149,14 +152,36 @@ def tradeoff(found: Sequence[Effect]) -> LayoutDOM | None:
         "verdict": [effect.verdict for effect, _, _ in measured],
         "colour": [_colour(effect) for effect, _, _ in measured],
     }
+    data["label_x"], data["label_y"] = _label_places(data["microjoules"], data["test_ppl"], data["low"] + data["high"])
     source = ColumnDataSource(data)
     # The labels to the right of the points need room.
     plot = _plot("energy per token (µJ)", "test perplexity", x_range=DataRange1d(range_padding=0.25))
+    plot.segment("microjoules", "test_ppl", "label_x", "label_y", source=source, color="colour", line_width=0.5)
     plot.segment(x0="microjoules", y0="low", x1="microjoules", y1="high", source=source, color="colour", line_width=1.5)
     points = plot.scatter("microjoules", "test_ppl", source=source, size=8, color="colour")
-    _labels(plot, "microjoules", "test_ppl", "version", source)
+    _labels(plot, "label_x", "label_y", "version", source)
     plot.add_tools(_hover(points, "version", "perplexity", "energy", "verdict"))
     return plot
+
+
+def _label_places(
+    microjoules: Sequence[float], perplexities: Sequence[float], ends: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """x and y of each point's label: to its right, those of points close in energy spread along the log axis so that
+    none covers another.
+
+    Args:
+        ends: of all intervals, NaN where there is none; with the perplexities they span the axis.
+    """
+    logs = np.log(perplexities)
+    line = (np.log(np.nanmax([*perplexities, *ends])) - np.log(np.nanmin([*perplexities, *ends]))) / _LABEL_LINES
+    width = max(microjoules) - min(microjoules)
+    x, y = [0.0] * len(logs), [0.0] * len(logs)
+    for close in label_columns(microjoules, 0.1 * width):
+        rising = sorted(close, key=lambda row: logs[row])
+        for row, place in zip(rising, spread([float(logs[row]) for row in rising], line), strict=True):
+            x[row], y[row] = microjoules[close[-1]] + 0.015 * width, math.exp(place)
+    return x, y
 
 
 def _below(parent: str | None, effects: Mapping[str, Effect], depth: int = 0) -> Iterator[tuple[Effect, int]]:

@@ -1,6 +1,7 @@
 """The page of the ladder in a browser, from its file alone: it loads, sorts, compares, and shows what one chooses."""
 
 import hashlib
+import math
 import os
 import shutil
 import subprocess
@@ -8,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from bokeh.models import ColumnDataSource, GlyphRenderer, Plot, Scatter
+from bokeh.models import ColumnDataSource, GlyphRenderer, Plot, Scatter, Text
 from playwright.sync_api import Error, Page, sync_playwright
 
 from asnn_goose.reporting.ablation import write_roadmap
 from asnn_goose.reporting.effects import effects
 from asnn_goose.reporting.ladder import read_ladder
-from asnn_goose.reporting.page_figures import version_tree
+from asnn_goose.reporting.page_figures import tradeoff, version_tree
 
 VERSIONS = ("base", "child", "grandchild", "sibling", "gone")
 PERPLEXITIES = {"base": 300.0, "child": 90.0, "grandchild": 1200.0, "sibling": 299.0}
@@ -192,6 +193,20 @@ def test_every_version_stands_below_its_parent_and_one_step_to_the_right(reports
     nodes = source.data
     places = dict(zip(nodes["version"], zip(nodes["depth"], nodes["row"], strict=True), strict=True))
     assert places == {"base": (0, 0), "child": (1, 1), "grandchild": (2, 2), "sibling": (1, 3)}
+
+
+def test_no_name_covers_another_beside_points_of_one_energy(reports):
+    """300.5 and 299.5 are a pixel apart on the screen; the extremes, 90.5 and 1,200, span about 400 pixels."""
+    plot = tradeoff(effects(read_ladder(reports, "cpu", VERSIONS)))
+    assert isinstance(plot, Plot)
+    drawn = [each for each in plot.renderers if isinstance(each, GlyphRenderer) and isinstance(each.glyph, Text)]
+    source = drawn[0].data_source
+    assert isinstance(source, ColumnDataSource)
+    heights = {name: math.log(y) for name, y in zip(source.data["version"], source.data["label_y"], strict=True)}
+    assert sorted(heights, key=lambda name: heights[name]) == ["child", "sibling", "base", "grandchild"]
+    pixels = 400 * (heights["base"] - heights["sibling"]) / math.log(1200.5 / 90.5)
+    assert pixels >= 13
+    assert math.exp(heights["child"]) == pytest.approx(90.5, rel=1e-3)
 
 
 def test_the_same_records_give_the_same_bytes(reports, tmp_path):
