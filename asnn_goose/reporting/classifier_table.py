@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from asnn_goose.reporting.classifier_record import Score
 from asnn_goose.reporting.classifier_runs import ClassifierRun, recorded_classifiers, seeds_alike
 from asnn_goose.reporting.effects import ALPHA
 from asnn_goose.reporting.markdown import duration, number, percent, table
@@ -15,6 +16,8 @@ from asnn_goose.reporting.statistics import Estimate, holm, mean_of
 NAME = "classification.md"
 Arms = Mapping[str, tuple[ClassifierRun, ...]]
 """Version -> its runs on one task at one scale, by seed."""
+REPEATED = ("training", "evaluation")
+"""Phases that every run goes through; the first stage and the teacher's fine-tuning are run once for all."""
 
 
 class Difference(NamedTuple):
@@ -45,7 +48,8 @@ def _explanation() -> list[str]:
         "Test accuracy is read once, at the end of each run; means over seeds with Student's t-interval (95 %), of one "
         "seed the run's own by bootstrap over texts. An arm differs from its parent in the one change that its reports "
         "name; the difference is taken seed by seed, in points of accuracy. A verdict needs a p-value below 0.05 after "
-        "Holm's correction over the comparisons of the task.",
+        "Holm's correction over the comparisons of the task. The time is a run's mean without what all runs share: the "
+        "teacher's fine-tuning and the first stage.",
     ]
 
 
@@ -55,19 +59,36 @@ def _section(scale: str, task: str, arms: Arms) -> list[str]:
     tested = {version: d.accuracy.p_value for version, d in differences.items() if d.accuracy.p_value is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     rows = [_row(version, arms[version], differences.get(version), corrected.get(version)) for version in ordered]
-    teacher = arms[ordered[0]][0].result.teacher
     header = [
         "arm", "change", "seeds", "test accuracy (95 %)", "macro-F1", "of the teacher's", "against", "points (95 %)",
-        "p, corrected", "verdict", "spike rate", "energy, times the teacher's", "time of a run",
+        "p, corrected", "verdict", "spike rate", "energy, times the teacher's", "training and evaluation",
     ]  # fmt: skip
     return [
         f"## {task}, scale {scale}",
         "",
-        f"The fine-tuned teacher {teacher.name} reaches {percent(teacher.test.accuracy)} "
-        f"({percent(teacher.test.accuracy_low)} to {percent(teacher.test.accuracy_high)}).",
+        _teachers(arms, ordered),
         "",
         *table(header, rows),
     ]
+
+
+def _teachers(arms: Arms, ordered: Sequence[str]) -> str:
+    """Accuracy of the fine-tuned teacher, and which runs had another one."""
+    taught: dict[tuple[str, Score], dict[str, list[int]]] = {}
+    for version in ordered:
+        for run in arms[version]:
+            teacher = run.result.teacher
+            taught.setdefault((teacher.name, teacher.test), {}).setdefault(version, []).append(run.result.seed)
+    (first, _), *others = sorted(taught.items(), key=lambda found: -sum(map(len, found[1].values())))
+    words = f"The fine-tuned teacher {first[0]} reaches {_with_interval(first[1])}"
+    for (name, score), versions in others:
+        runs = ", ".join(f"{version} (seed {', '.join(map(str, seeds))})" for version, seeds in versions.items())
+        words += f"; another fine-tuning of {name}, the one of {runs}, {_with_interval(score)}"
+    return f"{words}."
+
+
+def _with_interval(score: Score) -> str:
+    return f"{percent(score.accuracy)} ({percent(score.accuracy_low)} to {percent(score.accuracy_high)})"
 
 
 def difference(arms: Arms, version: str) -> Difference | None:
@@ -84,7 +105,10 @@ def _row(version: str, runs: Sequence[ClassifierRun], found: Difference | None, 
     results = [run.result for run in runs]
     accuracy = mean_of(np.array([result.student.test.accuracy for result in results]))
     low, high = accuracy.low, accuracy.high
-    if low is None or high is None:
+    if low is not None and high is not None:
+        # Student's t knows nothing of the end of the scale.
+        low, high = max(low, 0.0), min(high, 1.0)
+    else:
         low, high = results[0].student.test.accuracy_low, results[0].student.test.accuracy_high
     spikes = [result.spikes.rate for result in results if result.spikes is not None]
     joules = [result.energy for result in results if result.energy is not None]
@@ -101,7 +125,7 @@ def _row(version: str, runs: Sequence[ClassifierRun], found: Difference | None, 
         _verdict(results[0].parent, found, p_value),
         percent(_mean(spikes)) if spikes else "",
         number(_mean([e.student_joules / e.teacher_joules for e in joules]), 3) if joules else "",
-        duration(_mean([result.wall_seconds for result in results])),
+        duration(_mean([sum(result.seconds_by_phase.get(name, 0.0) for name in REPEATED) for result in results])),
     ]
 
 

@@ -39,7 +39,9 @@ def _score(right: int) -> Score:
 def record(tmp_path: Path) -> Callable[..., Path]:
     """Puts down the records of a run that named so many of 100 test texts rightly."""
 
-    def record(version: str, seed: int, right: int, task: str = "reviews", hours: int = 0, **flags: Any) -> Path:
+    def record(
+        version: str, seed: int, right: int, task: str = "reviews", hours: int = 0, teacher: int = 90, **flags: Any
+    ) -> Path:
         argv = ["--scale=cpu", f"--seed={seed}", f"--task.name={task}"]
         argv += [f"--{key.replace('__', '.')}={value}" for key, value in flags.items()]
         experiment = load_classifier_experiment(version, argv).experiment
@@ -49,16 +51,16 @@ def record(tmp_path: Path) -> Callable[..., Path]:
         result = ClassifierResult(
             run_id=folder.name, version=version, parent=experiment.parent, seed=seed, fingerprint="f", scale="cpu",
             started=START + timedelta(hours=hours), steps=10, texts_seen=160, wall_seconds=600.0,
-            seconds_by_phase={"training": 500.0},
+            seconds_by_phase={"preparation": 999.0, "training": 500.0, "evaluation": 40.0},
             task=TaskResult(
                 name=task, licence="none", labels=("a", "b"), counts={"test": (100, 0)}, truncated={"test": 0},
                 window=64, copies=0,
             ),
-            teacher=FinetunedResult(name="minilm", parameters=5, epochs=2, validation=_score(90), test=_score(90)),
+            teacher=FinetunedResult(name="minilm", parameters=5, epochs=2, validation=_score(90), test=_score(teacher)),
             student=StudentScores(
                 parameters=5, trained_parameters=5, blocks=2, validation=_score(right), test=_score(right)
             ),
-            ratio_to_teacher=right / 90,
+            ratio_to_teacher=right / teacher,
             energy=SentenceEnergy(tokens=9.0, student_joules=1.0, teacher_joules=4.0),
         )  # fmt: skip
         (folder / "result.json").write_text(result.model_dump_json(), encoding="utf-8")
@@ -113,6 +115,27 @@ def test_of_several_settings_those_with_most_seeds_count(record, tmp_path):
     record("v17_two_stage", 1, 84, hours=6)
     runs = recorded_classifiers(tmp_path, "v17_two_stage")
     assert [[run.result.student.test.accuracy for run in group] for group in seeds_alike(runs)] == [[0.8, 0.84], [0.2]]
+
+
+def test_runs_with_another_teacher_are_named(record, tmp_path):
+    for seed in range(3):
+        record("v17_two_stage", seed, 80)
+        record("v17_no_stage1", seed, 78, teacher=90 if seed else 88)
+    _rows(tmp_path)
+    told = (tmp_path / "classification.md").read_text()
+    assert "minilm reaches 90.0 % (85.0 % to 95.0 %); another" in told
+    assert "the one of v17_no_stage1 (seed 0), 88.0 % (83.0 % to 93.0 %)." in told
+
+
+def test_what_all_runs_share_is_not_in_the_time_of_one(record, tmp_path):
+    record("v17_two_stage", 0, 80)
+    assert _rows(tmp_path)["v17_two_stage"][-1] == "9 min 00 s"
+
+
+def test_an_interval_of_accuracies_ends_at_100_percent(record, tmp_path):
+    for seed, right in enumerate((99, 100, 97)):
+        record("v17_two_stage", seed, right)
+    assert _rows(tmp_path)["v17_two_stage"][3].endswith("to 100.0 %)")
 
 
 def test_a_damaged_record_is_left_out_and_named(record, tmp_path, caplog):
