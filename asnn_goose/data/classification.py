@@ -37,7 +37,7 @@ class Task:
     splits: dict[str, tuple[Example, ...]]
     """"train", "validation" and "test", each in the order of the source."""
     copies: int
-    """Texts left out because a split that comes before theirs has them too."""
+    """Texts left out because a split that comes before theirs has them, or their group, too."""
 
 
 def load_task(config: TaskConfig) -> Task:
@@ -45,13 +45,14 @@ def load_task(config: TaskConfig) -> Task:
 
     A split that the source has is kept as it is. Validation text is cut from training text by a hash of the text, or of
     its group where the source groups its texts (reviews of one film); so is test text where the source has none. A text
-    that two splits have, apart from case and white space, stays in the first of test, validation and train alone.
+    or a group that two splits have, texts apart from case and white space, stays in the first of test, validation and
+    train alone.
 
     Raises:
         UserError: what :func:`read_source` raises; an empty split, one class alone, a label that training never sees.
     """
     source = read_source(config)
-    parts, copies = _without_copies(_cut(source, config))
+    parts, copies = _without_copies(source, _cut(source, config))
     task = _numbered(source, parts, copies)
     sizes = ", ".join(f"{name} {len(task.splits[name]):,}" for name in SPLITS)
     logger.info("task %s: %d labels, %s texts, %d copies left out", task.name, len(task.labels), sizes, copies)
@@ -76,19 +77,30 @@ def _cut(source: Source, config: TaskConfig) -> dict[str, list[Record]]:
     return parts
 
 
-def _without_copies(parts: Mapping[str, Sequence[Record]]) -> tuple[dict[str, list[Record]], int]:
-    taken: set[str] = set()
+def _without_copies(source: Source, parts: Mapping[str, Sequence[Record]]) -> tuple[dict[str, list[Record]], int]:
+    texts: set[str] = set()
+    groups: set[str | None] = set()
     kept: dict[str, list[Record]] = {}
     for name in ("test", "validation", "train"):
         plain = [" ".join(record.text.lower().split()) for record in parts[name]]
-        kept[name] = [record for record, text in zip(parts[name], plain, strict=True) if text not in taken]
-        taken.update(plain)
+        kept[name] = [
+            record
+            for record, text in zip(parts[name], plain, strict=True)
+            if text not in texts and (record.group is None or record.group not in groups)
+        ]
+        if not kept[name]:
+            raise UserError(
+                f"every text of the {name} split of task {source.name!r}, or its group, is in another split too: give "
+                "texts of its own"
+            )
+        texts.update(plain)
+        groups.update(record.group for record in parts[name])
     return kept, sum(map(len, parts.values())) - sum(map(len, kept.values()))
 
 
 def _numbered(source: Source, parts: Mapping[str, Sequence[Record]], copies: int) -> Task:
     seen = {record.label for record in parts["train"]}
-    labels = source.labels or tuple(sorted(seen, key=int if all(map(_is_whole, seen)) else str))
+    labels = source.labels or tuple(sorted(sorted(seen), key=int if all(map(_is_whole, seen)) else str))
     for name in ("validation", "test"):
         for record in parts[name]:
             if record.label not in seen:

@@ -81,11 +81,22 @@ def _record(values: Mapping[Any, Any], config: TaskConfig, where: str) -> Record
             f"{where} has {what} in field {config.text_field!r}: give it a text, drop the record, or set "
             "task.text_field to another field"
         )
+    if not _is_encodable(text):
+        raise UserError(f"{where} has half a surrogate pair in field {config.text_field!r}: mend or drop the record")
     label = label_name(_field(values, config.label_field, "label_field", where), where)
     group = None
     if config.group_field is not None:
         group = str(_field(values, config.group_field, "group_field", where))
     return Record(text, label, group)
+
+
+def _is_encodable(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _field(values: Mapping[Any, Any], field: str, key: str, where: str) -> Any:
@@ -170,7 +181,9 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="," if path.suffix.lower() == ".csv" else "\t")
+    separator = "," if path.suffix.lower() == ".csv" else "\t"
+    # Not strict, an opening quote without its end would take all that follows into one field.
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         for values in reader:
             if None in values or None in values.values():
@@ -181,7 +194,8 @@ def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield reader.line_num, values
     except csv.Error as error:
         raise UserError(
-            f"{path} cannot be read after line {reader.line_num} ({error}): mend it, or use .jsonl"
+            f"{path} cannot be read after line {reader.line_num} ({error}): close every quotation mark and double "
+            "those within a field, or use .jsonl"
         ) from error
 
 
@@ -211,9 +225,9 @@ def _from_hub(config: TaskConfig) -> Source:
         raise UserError(f"the data set {config.name!r} has no train split, only {', '.join(sorted(loaded))}")
     _field(loaded["train"].features, config.label_field, "label_field", f"the data set {config.name}")
     column = loaded["train"].features[config.label_field]
-    names = tuple(column.names) if isinstance(column, datasets.ClassLabel) else None
+    names = tuple(name.strip() for name in column.names) if isinstance(column, datasets.ClassLabel) else None
     parts = {name: part for name, part in loaded.items() if name in ("train", "validation", "test")}
-    if "test" in parts and set(parts["test"][config.label_field]) == {UNLABELLED}:
+    if "test" in parts and all(label == UNLABELLED for label in parts["test"][config.label_field]):
         del parts["test"]
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")

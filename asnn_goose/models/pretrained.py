@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def local_folder(name: str) -> Path | None:
+def local_folder(name: str, key: str = "teacher.name") -> Path | None:
     """Folder of the teacher that is an asset, or of the user's; None for what can only be an id of the hub.
+
+    Args:
+        key: the setting that has the name, for the error.
 
     Raises:
         UserError: an asset of another kind, a path that is not there, a misspelt asset.
@@ -30,20 +33,20 @@ def local_folder(name: str) -> Path | None:
     if name in ASSETS:
         if ASSETS[name].kind != "teacher":
             raise UserError(
-                f"teacher.name {name!r} is {ASSETS[name].what}, not a causal language model: use smollm2, a folder or "
+                f"{key} {name!r} is {ASSETS[name].what}, not a causal language model: use smollm2, a folder or "
                 "a model id of the hub"
             )
         return dequantised(name)
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"teacher.name {name!r} is a folder that does not exist: give one with a saved model")
+        raise UserError(f"{key} {name!r} is a folder that does not exist: give one with a saved model")
     # Asking the hub takes up to a minute without a network: too long for a slip of the finger.
     near = difflib.get_close_matches(
         name, [asset.name for asset in ASSETS.values() if asset.kind == "teacher"], cutoff=0.8
     )
     if near:
-        raise UserError(f"teacher.name {name!r} is neither an asset nor a folder: did you mean {near[0]!r}?")
+        raise UserError(f"{key} {name!r} is neither an asset nor a folder: did you mean {near[0]!r}?")
     return None
 
 

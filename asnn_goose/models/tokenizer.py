@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from asnn_goose.assets import ASSETS, fetch
 from asnn_goose.errors import UserError
 from asnn_goose.huggingface import import_transformers, quiet_transformers
 from asnn_goose.models.pretrained import local_folder
@@ -17,7 +18,10 @@ def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
         UserError: there is none.
     """
     transformers = import_transformers()
-    source = str(local_folder(name_or_path) or name_or_path)
+    if name_or_path in ASSETS and ASSETS[name_or_path].kind == "encoder":
+        source = str(fetch(name_or_path))
+    else:
+        source = str(local_folder(name_or_path, "student.tokenizer") or name_or_path)
     try:
         with quiet_transformers():
             return transformers.AutoTokenizer.from_pretrained(source)

@@ -112,8 +112,8 @@ class ClassifierResult(RunRecord):
     """Whom it was learnt from."""
     student: StudentScores
     """Who learnt."""
-    ratio_to_teacher: float
-    """Test accuracy over the teacher's."""
+    ratio_to_teacher: float | None
+    """Test accuracy over the teacher's; None where that is 0."""
     spikes: SpikeResult | None = None
     """None for a student without spikes."""
     energy: SentenceEnergy | None = None

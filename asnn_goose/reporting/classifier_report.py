@@ -59,14 +59,16 @@ def _figure(figures: dict[str, str], name: str, caption: str) -> list[str]:
 def _opening(run: ClassifierRun) -> list[str]:
     result, neuron = run.result, run.experiment.student.neuron
     kind = "dense" if neuron.kind == "dense" else f"spiking ({neuron.kind}, {neuron.steps} micro-steps)"
-    test, teacher = result.student.test, result.teacher.test
+    test, teacher, share = result.student.test, result.teacher, result.ratio_to_teacher
+    # A teacher that names none rightly has no share to take.
+    beside = "against what" if share is None else f"{percent(share)} of what"
     return [
         f"# {result.version} on {result.task.name}: scale {result.scale}, seed {result.seed}",
         "",
         f"**{run.experiment.question}** After {integer(result.texts_seen)} training texts the {kind} student, "
         f"{result.student.blocks} RWKV-7 blocks, names {percent(test.accuracy)} of the test texts rightly (95 % "
-        f"interval {_interval(test)}), {percent(result.ratio_to_teacher)} of what its fine-tuned teacher "
-        f"{result.teacher.name} does ({percent(teacher.accuracy)}). Always naming the commonest class would reach "
+        f"interval {_interval(test)}), {beside} its fine-tuned teacher {teacher.name} "
+        f"does ({percent(teacher.test.accuracy)}). Always naming the commonest class would reach "
         f"{percent(_majority(test))}.",
     ]
 
@@ -168,7 +170,7 @@ def _data(run: ClassifierRun) -> list[str]:
         *table(["class", *task.counts], rows),
         "",
         f"Texts longer than {task.window} tokens are cut there: {cut}. {integer(task.copies)} texts were left out "
-        f"because another split has them too. Licence: {task.licence}.",
+        f"because another split has them, or their group, too. Licence: {task.licence}.",
     ]
 
 
@@ -183,7 +185,7 @@ def _index(version: str, reports_root: Path) -> str:
         [
             f"[{run.result.run_id}]({run.result.run_id}/report.md)", run.result.task.name, run.result.scale,
             str(run.result.seed), percent(run.result.student.test.accuracy), _interval(run.result.student.test),
-            percent(run.result.ratio_to_teacher),
+            "" if run.result.ratio_to_teacher is None else percent(run.result.ratio_to_teacher),
         ]
         for run in runs
     ]  # fmt: skip

@@ -40,7 +40,7 @@ class Progress:
     train_seconds: float = 0.0
     """Time spent in training steps over all sessions."""
     wall_seconds: float = 0.0
-    """Time spent in earlier sessions, everything included."""
+    """Time spent in the training of earlier sessions, evaluations included, preparation not."""
 
 
 def save(

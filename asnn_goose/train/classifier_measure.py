@@ -87,7 +87,7 @@ def measure_classifier(
             validation=_score(validation),
             test=_score(test),
         ),
-        ratio_to_teacher=test.accuracy / taught.test.accuracy,
+        ratio_to_teacher=test.accuracy / taught.test.accuracy if taught.test.accuracy else None,
         spikes=spike_result(sites) if _spiking(setting) else None,
         energy=_energy(setting, sites),
         exits=exits,

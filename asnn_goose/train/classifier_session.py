@@ -65,7 +65,7 @@ def run_classifier_session(
         )
         folder = RunFolder.create(runs_root, experiment, dump(experiment), provenance, run_dir)
     _log.info("run folder %s", folder.path)
-    before = progress.wall_seconds
+    before = clock.seconds["training"] = progress.wall_seconds
     tracker = Tracker(
         experiment.train.wandb, folder.path, experiment.version, folder.run_id, experiment.model_dump(mode="json")
     )

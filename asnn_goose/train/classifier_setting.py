@@ -84,6 +84,9 @@ def prepare_classifier(experiment: ClassifierExperiment) -> ClassifierSetting:
     encoder = load_classifier(str(taught.folder))
     require_same_classes(task.labels, encoder.labels)
     tokenizer = encoder.tokenizer if told.tokenizer is None else load_tokenizer(told.tokenizer)
+    if tokenizer.pad_token_id is None:
+        # The saved student reads texts in batches; what stands on padding is masked.
+        tokenizer.pad_token = tokenizer.eos_token
     texts = {split: tokenise_texts(task.splits[split], tokenizer, experiment.task.window) for split in SPLITS}
     pretrained = load_encoder(experiment.teacher.name)
     module, general, corpus = _start(experiment, engine, task, pretrained, encoder, len(tokenizer))
@@ -135,6 +138,15 @@ def _start(
         with torch.no_grad():
             student.model.embeddings.weight.copy_(table_NE)
     compared = encoder.embedding_weight_VE if experiment.losses.embeddings else None
+    if compared is not None and compared.shape != student.model.embeddings.weight.shape:
+        ours, theirs = tuple(student.model.embeddings.weight.shape), tuple(compared.shape)
+        raise UserError(
+            f"losses.embeddings compares the student's table of embeddings {ours} with the teacher's {theirs}: set it "
+            "to 0, or student.init to embeddings"
+        )
+    if experiment.general is not None:
+        # The classifiers, as many as the task has classes, drew numbers too: the projectors must not depend on them.
+        torch.manual_seed(TEACHER_SEED)
     module = ClassifierDistillation(
         student, experiment.losses, experiment.exit_losses, pretrained.num_layers, pretrained.hidden_size, compared
     )
@@ -161,7 +173,7 @@ def _student(
         raise UserError(f"student.exits must rise within 1 to {depth - 1}, the blocks before the last: {told.exits}")
     config = GooseClassifierConfig(
         vocab_size=vocabulary,
-        embedding_size=width if told.init == "none" else encoder.hidden_size,
+        embedding_size=width if told.init == "none" else encoder.embedding_weight_VE.shape[1],
         hidden_size=width,
         num_hidden_layers=depth,
         head_size=told.head_size,

@@ -30,7 +30,7 @@ from asnn_goose.train.progress import watch
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Enters the key; one more whenever the same settings give other weights."""
 CLIP = 1.0
 """Largest global norm of the gradient."""

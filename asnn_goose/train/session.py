@@ -67,7 +67,7 @@ def run_session(
         )
         if folder is not None:
             folder.resume(progress.step)
-    before = progress.wall_seconds
+    before = clock.seconds["training"] = progress.wall_seconds
     mode = experiment.train.wandb if folder is not None else "off"
     tracker = Tracker(
         mode, folder.path if folder else Path(), experiment.version, folder.run_id if folder else "",

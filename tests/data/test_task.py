@@ -76,12 +76,39 @@ def test_a_text_of_a_later_split_is_left_out_of_an_earlier_one(tmp_path):
     assert task.copies == 3
 
 
+def test_a_group_of_a_later_split_is_left_out_of_an_earlier_one(tmp_path):
+    header = ("text", "label", "film")
+    _write(
+        tmp_path / "train.csv", [("one", "a", "x"), ("two", "a", "y"), ("three", "b", "z"), ("four", "a", "v")], header
+    )
+    _write(tmp_path / "validation.csv", [("mock", "b", "y"), ("mock 2", "b", "w")], header)
+    _write(tmp_path / "test.csv", [("exam", "a", "x"), ("exam 2", "b", "w")], header)
+    task = _load(tmp_path, group_field="film")
+    assert _texts(task) == {"train": ["three", "four"], "validation": ["mock"], "test": ["exam", "exam 2"]}
+    assert task.copies == 3
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_split_of_copies_alone_is_refused(tmp_path, split):
+    for name in ("train", "validation", "test"):
+        _write(tmp_path / f"{name}.csv", [(f"{name} {i}", "ab"[i % 2]) for i in range(4)])
+    (tmp_path / f"{split}.csv").write_bytes((tmp_path / "test.csv").read_bytes())
+    with pytest.raises(UserError, match=f"every text of the {split} split of task .* is in another split too"):
+        _load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("given", "labels"),
-    [(("b", "a", "C"), ("C", "a", "b")), ((10, 9, -1), ("-1", "9", "10")), ((10, "9a", 2), ("10", "2", "9a"))],
+    [
+        (("b", "a", "C"), ("C", "a", "b")),
+        ((10, 9, -1), ("-1", "9", "10")),
+        ((10, "9a", 2), ("10", "2", "9a")),
+        # One number in several spellings: in every process in one order.
+        (("1", "0001", "01", "00001", "001"), ("00001", "0001", "001", "01", "1")),
+    ],
 )
 def test_labels_are_numbered_by_value_or_alphabet(tmp_path, given, labels):
-    _write(tmp_path / "train.csv", [(f"text {i}", given[i % 3]) for i in range(60)])
+    _write(tmp_path / "train.csv", [(f"text {i}", given[i % len(given)]) for i in range(60)])
     _write(tmp_path / "test.csv", [("exam", given[0])])
     task = _load(tmp_path)
     assert task.labels == labels

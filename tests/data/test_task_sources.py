@@ -84,11 +84,13 @@ def test_a_folder_has_its_splits(tmp_path):
         ("a.csv", "text,label\none,\n", r"line 2 has the label ''"),
         ("a.csv", "text,label\none, two,a\n", r"line 2 has not as many fields as the header"),
         ("a.csv", "text,label\none\n", r"line 2 has not as many fields as the header"),
+        ("a.tsv", 'label\ttext\na\t"oops\nb\ttwo\nb\tthree\n', r"cannot be read after line 1 \(unexpected end.*close"),
         ("a.csv", "text,label\n" + "x" * 200_000 + ",a\n", r"cannot be read after line 1 \(field larger.*use \.jsonl"),
         ("a.jsonl", '{"text": "one", "label": 1.0}', r"line 1 has the label 1\.0"),
         ("a.jsonl", '{"text": "one", "label": true}', r"line 1 has the label True"),
         ("a.jsonl", '\n{"text": null, "label": "a"}', r"line 2 has no text in field 'text'"),
         ("a.jsonl", '{"text": 3, "label": "a"}', r"line 1 has a int in field 'text'"),
+        ("a.jsonl", r'{"text": "\ud83d hi", "label": "a"}', r"line 1 has half a surrogate pair in field 'text'"),
         ("a.jsonl", '{"text": ', r"line 1 is not JSON"),
         ("a.jsonl", "[1]", r"line 1 is no JSON object"),
         ("a.parquet", "x", r"a\.parquet' is of another kind than \.csv, \.tsv, \.jsonl"),
@@ -131,7 +133,7 @@ def hub_set(tmp_path, monkeypatch):
 
     def make(**splits: list[int]) -> str:
         features = datasets.Features(
-            sentence=datasets.Value("string"), label=datasets.ClassLabel(names=["negative", "positive"])
+            sentence=datasets.Value("string"), label=datasets.ClassLabel(names=["negative", "positive "])
         )
         (tmp_path / "set").mkdir()
         for name, labels in splits.items():
@@ -157,6 +159,16 @@ def test_a_data_set_whose_test_labels_are_kept_back_is_tested_on_validation(hub_
 def test_a_data_set_with_labelled_tests_keeps_its_splits(hub_set):
     source = read_source(_hub(hub_set(train=[0, 1], validation=[1], test=[0, 0, 1])))
     assert {name: len(records) for name, records in source.splits.items()} == {"train": 2, "validation": 1, "test": 3}
+
+
+def test_lists_as_labels_in_a_data_set_are_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    for name in ("train", "test"):
+        columns = {"sentence": ["one", "two"], "label": [[0], [0, 1]]}
+        datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "set" / f"{name}.parquet")
+    with pytest.raises(UserError, match=r"record 1 has the label \[0\]: labels are text or whole numbers"):
+        read_source(_hub(str(tmp_path / "set")))
 
 
 def test_a_missing_label_in_a_data_set_is_one_sentence(hub_set):

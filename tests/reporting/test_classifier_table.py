@@ -108,6 +108,23 @@ def test_an_arm_whose_parent_did_not_run_on_the_task_says_so(record, tmp_path):
     assert "parent without runs" in _rows(tmp_path)["v17_exits"]
 
 
+def test_an_arm_is_compared_with_runs_that_differ_in_its_change_alone(record, tmp_path):
+    for seed, right in enumerate((80, 82)):
+        record("v17_two_stage", seed, right)
+        record("v17_no_stage1", seed, right - 10, train__lr=1e-3)
+    row = _rows(tmp_path)["v17_no_stage1"]
+    assert "not comparable" in row and not any(cell.startswith(("+", "-")) for cell in row)
+    record("v17_two_stage", 0, 60, hours=1, train__lr=1e-3)
+    row = _rows(tmp_path)["v17_no_stage1"]
+    assert "one seed" in row and "+10.0" in row
+
+
+def test_another_file_of_the_same_name_is_another_task(record, tmp_path):
+    record("v17_two_stage", 0, 80, task__source="files", task__path="/a/reviews.csv")
+    record("v17_no_stage1", 0, 70, task__source="files", task__path="/b/reviews.csv")
+    assert "not comparable" in _rows(tmp_path)["v17_no_stage1"]
+
+
 def test_of_several_settings_those_with_most_seeds_count(record, tmp_path):
     record("v17_two_stage", 0, 80)
     record("v17_two_stage", 1, 82)

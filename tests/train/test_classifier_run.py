@@ -11,12 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import pipeline
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 from asnn_goose import cli
+from asnn_goose.config import load_classifier_experiment
 from asnn_goose.reporting.classifier_record import ClassifierResult
 from asnn_goose.reporting.record_base import read_result
 from asnn_goose.train import general
+from asnn_goose.train.classifier_setting import prepare_classifier
 from tests.conftest import logger_put_back, write_texts
 from tests.models.test_encoder import save_bert
 
@@ -161,10 +166,16 @@ def test_resumed_equals_uninterrupted(run, finished, stop, stopping_at, monkeypa
         patch.setattr("asnn_goose.train.classifier_session.Recorder", stopping_at(stop))
         folder = run(status=cli.INTERRUPTED)
     assert not (folder / "result.json").exists()
+    last = folder / "checkpoints" / "last.pt"
+    state = torch.load(last, weights_only=False)
+    state["progress"]["wall_seconds"] += 1000
+    torch.save(state, last)
     assert cli.main("v17_two_stage", ["--scale=smoke", "--resume", str(folder)]) == 0
     ours, theirs = _weights(folder), _weights(finished)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert _result(folder).model_dump(exclude=TIMES) == _result(finished).model_dump(exclude=TIMES)
+    # The time of all sessions.
+    assert _result(folder).seconds_by_phase["training"] > 1000 and _result(folder).wall_seconds > 1000
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [json.loads(line)["step"] for line in (finished / "metrics.jsonl").read_text().splitlines()]
 
@@ -186,6 +197,32 @@ def test_the_first_stage_is_computed_once_for_all_tasks_arms_and_seeds(run, fini
     assert len(trained) == 2
 
 
+@pytest.mark.parametrize("changes", [{"labels": 5}, {"exits": [1]}])
+def test_the_first_stage_starts_the_same_whatever_is_classified(place, tmp_path, monkeypatch, changes):
+    """Its key has neither the task nor the exits, so what they draw must not move the projectors' start."""
+    _point_to(tmp_path / "cache", tmp_path, monkeypatch)
+    starts = []
+
+    class Stop(Exception):
+        pass
+
+    def started(module, *_):
+        starts.append({name: tensor.clone() for name, tensor in general._body(module).items()})
+        raise Stop
+
+    monkeypatch.setattr(general, "_train", started)
+    for number, change in enumerate([{}, changes]):
+        task = tmp_path / f"{number}.csv"
+        rows = [f"t{n},c{n % change.get('labels', 2)}" for n in range(80)]
+        task.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+        flags = _flags(place, task__path=task, student__exits=change.get("exits"))
+        experiment = load_classifier_experiment("v17_two_stage", flags).experiment
+        with pytest.raises(Stop):
+            prepare_classifier(experiment)
+    one, other = starts
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_each_arm_runs(run):
     left_out = {key: None for key in _general_keys()}
     for version in ("v17_no_stage1", "v17_ce_only"):
@@ -205,12 +242,21 @@ def _general_keys() -> list[str]:
     return [f"general.{key}" for key in ("tokens", "window", "batch_size", "data.source", "data.path")]
 
 
-def test_a_student_with_a_tokenizer_of_its_own_learns_from_classes_alone(run, place, tmp_path):
-    other = save_bert(tmp_path / "other")
+def test_a_student_with_a_tokenizer_of_its_own_learns_from_classes_alone(run, finished, tmp_path):
+    words = Tokenizer(WordLevel({"[UNK]": 0, "[EOS]": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    other = tmp_path / "other"
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="[EOS]").save_pretrained(other)
     apart = {"losses.features": 0.0, "losses.embeddings": 0.0, "student.init": "none", "student.tokenizer": other}
     left_out = {key: None for key in _general_keys()}
-    result = _result(run("v17_no_stage1", **left_out, **apart))
-    assert result.student.test.accuracy >= 0
+    folder = run("v17_no_stage1", **left_out, **apart)
+    ours, theirs = _result(folder).energy, _result(finished).energy
+    assert ours is not None and theirs is not None
+    # Words instead of bytes, on the same test texts.
+    assert ours.tokens < theirs.tokens / 2
+    says = pipeline("text-classification", str(folder / "student"))
+    assert len(AutoTokenizer.from_pretrained(folder / "student")) == 2
+    assert [each["label"] in ("with x", "with y") for each in says(["a b c", "a"], batch_size=2)] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +283,7 @@ def test_a_mistake_is_one_sentence(place, tmp_path, monkeypatch, capfd, changes,
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (["ab,x", "cd,x", "ef,x"] * 9, "x"),
+        ([f"t{n},x" for n in range(60)], "all have the label 'x'"),
         ([f"t{n},{'xy'[n % 2]}" for n in range(30)] + [" ,x"], "line 32 has no text in field 'text'"),
         ([f"t{n},{n % 2 + 0.5}" for n in range(30)], "0.5"),
     ],
