@@ -28,8 +28,10 @@ from asnn_goose.config.load import CONFIGS
 from asnn_goose.errors import UserError
 from asnn_goose.reporting import write_report
 from asnn_goose.reporting.rebuild import rebuild_reports
-from asnn_goose.sweep import Places, parse_request, run_ladder
-from asnn_goose.sweep.fan_out import WORKER_BYTES, Crew, fan_out, hire
+from asnn_goose.reporting.run_folder import RunFolder
+from asnn_goose.sweep import Places, parse_request, run_ladder, write_table
+from asnn_goose.sweep.fan_out import WORKER_BYTES, Crew, _last_of_trace, fan_out, hire
+from asnn_goose.sweep.ladder import OWED
 from asnn_goose.sweep.members import Member, plan
 from asnn_goose.sweep.state import CHECKPOINT, asked_fingerprint, missing, newest_step, unfinished
 from asnn_goose.sweep.work import run_member
@@ -185,8 +187,10 @@ def test_a_run_or_its_record_is_finished(tiny_run, places, members, place):
         write_run(tiny_run, getattr(places, place) / member.version / f"run-s{member.seed}", member)
     found = missing(members, places)
     assert names(found.members) == ["v10 seed 1", "v11_1 seed 1"] and found.contradictory == {}
-    # What has a run but no record is to get a report.
-    assert found.unreported == (["v10", "v11_1"] if place == "runs" else [])
+    # What has a run but no record, or a record but no report, is to get one.
+    assert found.unreported == ["v10", "v11_1"]
+    (getattr(places, place) / "v10" / "run-s0" / "report.md").touch()
+    assert missing(members, places).unreported == (["v10", "v11_1"] if place == "runs" else ["v11_1"])
     others = plan(["v10"], "smoke", seeds=1, overrides=["--train.lr=1e-3"]).members
     assert missing(others, places).members == others
 
@@ -241,6 +245,9 @@ def test_the_newest_run_with_a_checkpoint_goes_on(tiny_run, places, members):
         os.utime(folder / "provenance.json", (seconds, seconds))
     assert unfinished(member, places) == new
     assert newest_step(member, places) == 4
+    # One that someone trains by its own command is left to them.
+    with RunFolder.open(new).claimed():
+        assert unfinished(member, places) == old
     write_run(tiny_run, new, member)
     assert unfinished(member, places) == old
 
@@ -434,16 +441,84 @@ def test_a_ladder_ends_with_reports_that_know_all_seeds_and_a_table(tiny_run, pl
     assert {path: path.read_bytes() for path in places.reports.rglob("*") if path.is_file()} == reports
 
 
-@pytest.mark.parametrize("other", ["missing", "older", "another scale"])
-def test_a_table_that_cannot_know_all_is_written_again(tiny_run, places, members, other):
-    for member in members[:1]:
-        write_run(tiny_run, places.reports / "v10" / "run-s0", member)
-    argv = ["--versions=v10", "--seeds=1", "--scale=smoke"]
+@pytest.fixture
+def recorded(tiny_run, places, members) -> Callable[..., list[Path]]:
+    """Looks for what is missing of a ladder whose only member, v10 with seed 0, is recorded; returns what it wrote."""
+    folder = write_run(tiny_run, places.reports / "v10" / "run-s0", members[0])
+    (folder / "report.md").touch()
+
+    def look(*flags: str, versions: str = "v10", scale: str = "smoke") -> list[Path]:
+        argv = [f"--versions={versions}", "--seeds=1", f"--scale={scale}", "--cluster=local", *flags]
+        session = partial(failing, UserError("nothing is to run here"))
+        return run_ladder(parse_request(argv), argv, places, session).written
+
+    return look
+
+
+@pytest.mark.parametrize("change", ["record", "page", "unstamped", "none"])
+def test_a_table_that_cannot_know_all_is_written_again(recorded, places, change):
     table = places.reports / "roadmap.md"
-    if other != "missing":
-        table.write_text(f"# The ladder at scale {'smoke' if other == 'older' else 'cpu'}\n")
-    if other == "older":
-        os.utime(table, (1, 1))
-    assert table in run_ladder(parse_request(argv), argv, places).written
-    assert "v10" in table.read_text() and table.read_text().startswith("# The ladder at scale smoke\n")
-    assert run_ladder(parse_request(argv), argv, places).written == []
+    assert table in recorded()
+    assert "[v10](v10/README.md)" in table.read_text() and table.read_text().startswith("# The ladder at scale smoke\n")
+    # A clone has files of any age.
+    os.utime(table, (1, 1))
+    if change == "record":
+        metrics = places.reports / "v10" / "run-s0" / "metrics.jsonl"
+        metrics.write_text(metrics.read_text().partition("\n")[0] + "\n")
+    elif change == "page":
+        (places.reports / "index.html").unlink()
+    elif change == "unstamped":
+        table.write_text(table.read_text().partition("<!--")[0])
+    assert (table in recorded()) == (change != "none")
+    assert recorded() == []
+
+
+def test_a_scale_that_there_is_not_leaves_the_table(recorded, places):
+    recorded()
+    before = (places.reports / "roadmap.md").read_bytes()
+    assert recorded(scale="smokee") == []
+    assert (places.reports / "roadmap.md").read_bytes() == before
+    with pytest.raises(UserError, match="no table at scale 'smokee': "):
+        write_table(places.reports, "smokee")
+
+
+@pytest.mark.slow
+def test_overrides_do_not_outlive_their_request(recorded, places):
+    """A table of runs with another rate knows nothing of v10's own run; the next request without it does."""
+    table = places.reports / "roadmap.md"
+    recorded("--train.device=cpu", "--train.lr=1e-3")
+    assert "--train.lr=1e-3" in table.read_text().splitlines()[-1]
+    assert table in recorded()
+    assert "--train.lr" not in table.read_text()
+
+
+def test_a_table_made_again_has_the_versions_that_it_had(tiny_run, recorded, places):
+    extra = plan(["v11_1_free"], "smoke", seeds=1).members[0]
+    (write_run(tiny_run, places.reports / "v11_1_free" / "run-s0", extra) / "report.md").touch()
+    recorded(versions="v10,v11_1_free")
+    table = places.reports / "roadmap.md"
+    before = table.read_bytes()
+    assert b"[v11_1_free](" in before
+    table.write_text(table.read_text().splitlines()[-1])
+    write_table(places.reports)
+    assert table.read_bytes() == before
+
+
+def test_reports_that_a_killed_ladder_owed_are_made(recorded, places):
+    report = places.reports / "v10" / "run-s0" / "report.md"
+    recorded()
+    assert report.read_bytes() == b""
+    places.ladder.mkdir(parents=True)
+    (places.ladder / OWED).write_text("v10\nv11_1")
+    recorded()
+    assert report.read_bytes() and not (places.ladder / OWED).exists()
+
+
+def test_why_a_worker_could_not_begin_is_the_last_line_of_its_trace():
+    told = (
+        "Job (task=0) failed during processing with trace:\n----------------------\nTraceback (most recent call last):"
+        "\n  File \"x.py\", line 1, in <module>\nModuleNotFoundError: No module named 'x'\n\n----------------------\n"
+        "You can check full logs with 'job.stderr(0)' and 'job.stdout(0)'or at paths:\n  - a_log.err\n  - a_log.out"
+    )
+    assert _last_of_trace(told) == "ModuleNotFoundError: No module named 'x'"
+    assert _last_of_trace("it is gone") == "it is gone"

@@ -27,7 +27,11 @@ FIGURES = ("deltas", "validation", "energy")
 
 
 def write_roadmap(
-    reports_root: Path, scale: str, versions: Sequence[str], asked: Mapping[str, Experiment] | None = None
+    reports_root: Path,
+    scale: str,
+    versions: Sequence[str],
+    asked: Mapping[str, Experiment] | None = None,
+    stamp: str = "",
 ) -> list[Path]:
     """Write roadmap.md, its figures and index.html from the runs of one scale; the same files give the same bytes.
 
@@ -37,6 +41,7 @@ def write_roadmap(
         scale: name of the train group.
         versions: in the order of the table, which puts the controls first. One without runs is listed as not run.
         asked: version -> its configuration, as :func:`read_ladder` takes it.
+        stamp: last line of roadmap.md.
 
     Returns:
         Paths of what was written: roadmap.md, the figures, index.html.
@@ -51,8 +56,9 @@ def write_roadmap(
         folder.mkdir(parents=True, exist_ok=True)
     figures = draw_figures(ladder, found, folder)
     roadmap, page = reports_root / "roadmap.md", reports_root / "index.html"
-    write_text(roadmap, render(ladder, found, figures))
     write_text(page, render_page(ladder, found, opening(ladder, found)))
+    # Last, since its stamp says that the others are there.
+    write_text(roadmap, render(ladder, found, figures) + (f"\n{stamp}\n" if stamp else ""))
     return [roadmap, *figures.values(), page]
 
 

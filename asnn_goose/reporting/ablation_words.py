@@ -82,6 +82,8 @@ def sharing_sentence(runs: Sequence[FinishedRun]) -> str:
     started first; a ladder that went on on another machine has computed them again there.
     """
     firsts: dict[int, FinishedRun] = {}
+    # Runs of earlier days do not say what took how long.
+    runs = [run for run in runs if "training" in run.result.seconds_by_phase]
     for run in sorted(runs, key=lambda run: run.result.started):
         firsts.setdefault(run.result.seed, run)
     later = [run for run in runs if run is not firsts[run.result.seed]]

@@ -75,17 +75,23 @@ def read_ladder(
 
     Args:
         reports_root: ``reports/``.
-        scale: name of the train group; runs of others only tell a version's parent and change.
+        scale: name of the train group; runs of others only tell parent and change of a version that is not asked for.
         versions: in the order of the table.
-        asked: version -> its configuration. A run counts where it differs from the base's runs in nothing but keys
-            in which these two versions do. Of several settings those asked for count; else those run with most
-            seeds; else those that differ in fewest settings from the parent's; else the newest.
+        asked: version -> its configuration, which tells its parent and change. A run counts where it differs from the
+            base's runs in nothing but keys in which these two versions do. Of several settings those asked for count;
+            else those run with most seeds; else those that differ in fewest settings from the parent's; else the
+            newest.
     """
     asked = asked or {}
     ordered = sorted(dict.fromkeys(versions), key=lambda version: version not in CONTROLS)
     left_out: dict[str, list[str]] = {version: [] for version in ordered}
     readable = {version: _read_runs(reports_root, version, left_out[version]) for version in ordered}
     told = {version: max(runs, key=_age).experiment for version, runs in readable.items() if runs}
+    for version in asked.keys() & readable.keys():
+        told[version] = asked[version]
+        strangers = [run for run in readable[version] if run.experiment.parent != told[version].parent]
+        left_out[version] += [_other_parent(run, told[version].parent) for run in strangers]
+        readable[version] = [run for run in readable[version] if run not in strangers]
     parents = {version: experiment.parent for version, experiment in told.items()}
     misplaced = {version: reason for version in ordered if (reason := _misplaced(version, parents, ordered))}
     for version, reason in misplaced.items():
@@ -134,9 +140,6 @@ def _read_runs(reports_root: Path, version: str, left_out: list[str]) -> list[Fi
         except UserError as error:
             left_out.append(_relative(error, reports_root))
             continue
-        except (OSError, UnicodeDecodeError) as error:
-            left_out.append(f"{version}/{folder.name} cannot be read ({_relative(error, reports_root)}).")
-            continue
         named = {run.result.version, run.experiment.version}
         if named != {version}:
             other = " and ".join(sorted(named - {version}))
@@ -146,6 +149,10 @@ def _read_runs(reports_root: Path, version: str, left_out: list[str]) -> list[Fi
         else:
             runs.append(run)
     return runs
+
+
+def _other_parent(run: FinishedRun, parent: str | None) -> str:
+    return f"{run_name(run)} calls {run.experiment.parent} its parent, and its version's is {parent}: repeat the run."
 
 
 def _read_metrics(reports_root: Path, runs: Iterable[FinishedRun], left_out: list[str]) -> dict[Path, Metrics]:

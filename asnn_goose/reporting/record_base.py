@@ -44,12 +44,15 @@ def read_result(path: Path, schema: type[R]) -> R:
     """Read a ``result.json`` as what a run of one kind measured.
 
     Raises:
-        UserError: the file is missing, is not JSON, does not have the fields of `schema`, or holds a non-finite number.
+        UserError: the file is missing or cannot be read, is not JSON, does not have the fields of `schema`, or holds a
+            non-finite number.
     """
     try:
         result = schema.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: the run did not finish; continue it with --resume.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): mend or remove it.") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "its text"

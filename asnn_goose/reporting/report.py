@@ -1,11 +1,13 @@
 """``reports/<version>/<run_id>/report.md``, a pure function of a run's files and of the runs it is compared with."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from asnn_goose.config.distillation import DistillationConfig
+from asnn_goose.errors import UserError
 from asnn_goose.reporting import health, information_section, sections, seeds, summary
 from asnn_goose.reporting.alarms import find_alarms
 from asnn_goose.reporting.comparison import FinishedRun, find_parent, find_twins, finished_runs, load_run
@@ -25,6 +27,8 @@ from asnn_goose.reporting.plots import (
 )
 from asnn_goose.reporting.records import keep_records, read_raster
 from asnn_goose.reporting.run_folder import RunFolder, write_text
+
+_log = logging.getLogger(__name__)
 
 _LOSS_LABELS = {
     "ce": "cross-entropy",
@@ -227,10 +231,16 @@ def _draw_stages(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path
 
 
 def _parents_curve(parent: FinishedRun | None, name: str) -> Curve | None:
-    """A quantity of the parent's run, labelled with its version, None where its records lack the metrics."""
+    """A quantity of the parent's run, labelled with its version; None where its records lack the metrics, or hold
+    damaged ones."""
     if parent is None or not (parent.folder / "metrics.jsonl").exists():
         return None
-    return _curve(parent, read_metrics(parent.folder / "metrics.jsonl"), name, parent.result.version)
+    try:
+        metrics = read_metrics(parent.folder / "metrics.jsonl")
+    except UserError as error:
+        _log.warning("%s (its curve is left out)", error)
+        return None
+    return _curve(parent, metrics, name, parent.result.version)
 
 
 def _draw_optimiser(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -154,6 +155,23 @@ class RunFolder:
                 file.truncate(size)
                 raise
 
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within it no other process trains here; the system ends the claim of one that is killed.
+
+        Raises:
+            UserError: one does.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.path} is being trained by another process: wait for it, or stop it.") from None
+            yield
+        finally:
+            os.close(descriptor)
+
     def resume(self, step: int) -> None:
         """Continue after `step` optimiser steps: cut later (and torn) metrics lines, and note the session."""
         lines = read_metrics(self.metrics) if self.metrics.exists() else []
@@ -196,6 +214,8 @@ def read_config(run_folder: Path) -> str:
         return config.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{config} does not exist: name the folder of a run.") from None
+    except OSError as error:
+        raise UserError(f"{config} cannot be read ({error.strerror}): mend or remove it.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{config} is damaged ({error}): repeat the run.") from None
 

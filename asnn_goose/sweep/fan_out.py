@@ -77,7 +77,8 @@ def fan_out(members: Sequence[Member], places: Places, crew: Crew, session: Sess
     """Run members under one progress bar; returns name -> reason of those that failed, which keep no other.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the workers have saved what they were at, and have ended.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the workers of this machine have saved what they were at, and have ended;
+            Slurm jobs are told to.
     """
     executor = AutoExecutor(places.ladder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}", cluster=crew.cluster)
     executor.update_parameters(
@@ -140,14 +141,20 @@ def _reason(job: Job[str | None]) -> str | None:
     try:
         reason = job.result()
     except FailedJobError as error:
-        reason = f"its process could not begin: {str(error).strip().splitlines()[-1]}"
+        reason = f"its process could not begin: {_last_of_trace(str(error))}"
     except UncompletedJobError:
         reason = "its process ended without a result, as it does when memory runs out"
     return None if reason is None else f"{reason} (log: {job.paths.stderr})"
 
 
+def _last_of_trace(told: str) -> str:
+    """The exception in what submitit tells, whose trace stands between two dashed lines."""
+    trace = told.partition("---\n")[2].partition("\n---")[0] or told
+    return trace.strip().splitlines()[-1]
+
+
 def _stop(jobs: Sequence[Job[str | None]], cluster: str) -> None:
-    """Tell workers to stop, and wait until they have."""
+    """Tell workers to stop, and wait until they have; of Slurm jobs Slurm sees to it."""
     if cluster == "slurm":
         for job in jobs:
             job.cancel(check=False)

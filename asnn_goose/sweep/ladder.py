@@ -7,12 +7,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from asnn_goose.config import Experiment
+from asnn_goose.errors import UserError
 from asnn_goose.reporting.rebuild import rebuild_reports
+from asnn_goose.reporting.run_folder import write_text
 from asnn_goose.sweep.fan_out import fan_out, hire
 from asnn_goose.sweep.members import SCALE, SEEDS, Member, plan
 from asnn_goose.sweep.request import Request
+from asnn_goose.sweep.stamp import Stamp, read_stamp, records_digest
 from asnn_goose.sweep.state import Places, missing
 from asnn_goose.sweep.work import Session, train_member
+
+OWED = "reports-owed"
+"""File in the ladder's folder: versions whose reports are to be made again when their members have run."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +65,9 @@ def run_ladder(request: Request, argv: Sequence[str], places: Places, session: S
         UserError: the table cannot be written.
     """
     found = standing(request, argv, places)
-    problems = dict(found.problems)
+    problems, owed = dict(found.problems), _owed(places)
     if found.missing:
+        _owe(places, list(dict.fromkeys([*owed, *(member.version for member in found.members)])))
         crew = hire(found.missing, request.workers, request.cluster)
         _log.info(
             "%d of %d runs at scale %s are missing; %d at a time (%s), threads of each: %d",
@@ -67,15 +75,17 @@ def run_ladder(request: Request, argv: Sequence[str], places: Places, session: S
         )  # fmt: skip
         problems |= fan_out(found.missing, places, crew, session)
     ran = len([member for member in found.missing if member.name not in problems])
-    stale = list(dict.fromkeys(member.version for member in found.members)) if ran else found.unreported
+    versions = list(dict.fromkeys(member.version for member in found.members))
+    stale = list(dict.fromkeys([*(versions if ran else ()), *owed, *found.unreported]))
     if stale:
         rebuilt = rebuild_reports(
             stale, places.runs, places.reports, lambda runs: tqdm(runs, desc="reports", leave=False, disable=None)
         )
         problems |= {f"report of {folder.name}": reason for folder, reason in rebuilt.failures.items()}
+    _owe(places, ())
     written = []
-    versions = [member.version for member in found.members]
-    if stale or _is_stale(places.reports, request.scale, versions):
+    # Where no version can be run at all, as at a scale that there is not, the table that is there stays.
+    if versions and (stale or _is_stale(places.reports, request.scale, versions, request.overrides)):
         written = write_table(places.reports, request.scale, versions, request.overrides)
     return Outcome(len(found.members), ran, problems, written)
 
@@ -86,34 +96,52 @@ def write_table(
     """Write roadmap.md, its figures and index.html of SEEDS and more versions; returns their paths.
 
     Args:
-        scale: None: that of the table that is there, SCALE where there is none.
+        scale: None: scale, versions and overrides of the table that is there; SCALE where there is none.
         overrides: flags that every version was run with.
+
+    Raises:
+        UserError: no version can be run so.
     """
     from asnn_goose.reporting.ablation import write_roadmap
 
-    scale = scale or _scale_of(reports / "roadmap.md") or SCALE
-    every = list(dict.fromkeys([*SEEDS, *versions]))
-    asked = {member.version: member.experiment for member in plan(every, scale, seeds=1, overrides=overrides).members}
-    return write_roadmap(reports, scale, every, asked)
+    told = read_stamp(reports / "roadmap.md")
+    if scale is None and told is not None:
+        scale, versions, overrides = told.scale, told.versions, told.overrides
+    scale = scale or SCALE
+    asked, stamp = _made_from(reports, scale, versions, overrides)
+    return write_roadmap(reports, scale, [*SEEDS, *stamp.versions], asked, stamp.comment())
 
 
-def _is_stale(reports: Path, scale: str, versions: Sequence[str]) -> bool:
-    """Whether there are records, and the table is older than one of them, of another scale or without a version."""
-    table = reports / "roadmap.md"
-    records = {path: path.stat().st_mtime for path in reports.glob("*/*/result.json")}
-    if not records or not table.exists():
-        return bool(records)
-    text = table.read_text(encoding="utf-8")
-    recorded = {path.parents[1].name for path in records}
-    return (
-        table.stat().st_mtime < max(records.values())
-        or _scale_of(table) != scale
-        or any(
-            f"| {version} |" not in text and f"]({version}/" not in text for version in recorded.intersection(versions)
-        )
-    )
+def _made_from(
+    reports: Path, scale: str, versions: Sequence[str], overrides: Sequence[str]
+) -> tuple[dict[str, Experiment], Stamp]:
+    """Version -> its configuration; and the stamp that a table of SEEDS and more versions would have now."""
+    more = tuple(version for version in dict.fromkeys(versions) if version not in SEEDS)
+    planned = plan([*SEEDS, *more], scale, seeds=1, overrides=overrides)
+    if not planned.members:
+        raise UserError(f"no table at scale {scale!r}: {next(iter(planned.refused.values()))}")
+    asked = {member.version: member.experiment for member in planned.members}
+    return asked, Stamp(scale, more, tuple(overrides), records_digest(reports, asked, [*SEEDS, *more]))
 
 
-def _scale_of(table: Path) -> str | None:
-    """The last word of the table's title."""
-    return table.read_text(encoding="utf-8").partition("\n")[0].rpartition(" ")[2] if table.exists() else None
+def _is_stale(reports: Path, scale: str, versions: Sequence[str], overrides: Sequence[str]) -> bool:
+    """Whether there are records, and the table was made from others or for another request, or has no page."""
+    if not any(reports.glob("*/*/result.json")):
+        return False
+    stamp = _made_from(reports, scale, versions, overrides)[1]
+    return read_stamp(reports / "roadmap.md") != stamp or not (reports / "index.html").exists()
+
+
+def _owed(places: Places) -> list[str]:
+    """Versions whose reports a ladder that was killed had still to make again."""
+    path = places.ladder / OWED
+    return path.read_text(encoding="utf-8").split() if path.exists() else []
+
+
+def _owe(places: Places, versions: Sequence[str]) -> None:
+    path = places.ladder / OWED
+    if versions:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, "\n".join(versions))
+    else:
+        path.unlink(missing_ok=True)

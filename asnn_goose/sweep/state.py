@@ -12,6 +12,7 @@ from asnn_goose.config.load import RESOLVED
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.comparison import FinishedRun, finished_runs, outcome
 from asnn_goose.reporting.metrics import read_metrics
+from asnn_goose.reporting.run_folder import RunFolder
 from asnn_goose.sweep.members import Member
 
 CHECKPOINT = "checkpoints/last.pt"
@@ -73,9 +74,14 @@ def missing(members: Sequence[Member], places: Places) -> Missing:
             found.members.append(member)
         elif reason := _contradiction(runs):
             found.contradictory[member.name] = reason
-        if any(run.folder.is_relative_to(places.runs) for run in runs) and member.version not in found.unreported:
+        if member.version not in found.unreported and any(_is_unreported(run, places) for run in runs):
             found.unreported.append(member.version)
     return found
+
+
+def _is_unreported(run: FinishedRun, places: Places) -> bool:
+    """Whether a run has no whole record, or the record no report: a worker died while it drew."""
+    return run.folder.is_relative_to(places.runs) or not (run.folder / "report.md").exists()
 
 
 def _contradiction(runs: Sequence[FinishedRun]) -> str | None:
@@ -91,9 +97,17 @@ def _contradiction(runs: Sequence[FinishedRun]) -> str | None:
 
 
 def unfinished(member: Member, places: Places) -> Path | None:
-    """Folder of the member's newest run that has a checkpoint and no result."""
+    """Folder of the member's newest run that has a checkpoint, no result, and no process that trains there."""
     folders = [folder for folder in _own_folders(member, places) if (folder / CHECKPOINT).exists()]
-    return next((folder for folder in folders if not (folder / "result.json").exists()), None)
+    return next((each for each in folders if not (each / "result.json").exists() and not _is_claimed(each)), None)
+
+
+def _is_claimed(folder: Path) -> bool:
+    try:
+        with RunFolder.open(folder).claimed():
+            return False
+    except UserError:
+        return True
 
 
 def newest_step(member: Member, places: Places) -> int:

@@ -54,10 +54,6 @@ def run_classifier_session(
     progress = Progress()
     if resume is not None:
         folder = RunFolder.open(resume)
-        progress = checkpoint.load(
-            folder.checkpoints, setting.module, [setting.optimiser], parts(setting), setting.fingerprint
-        )
-        folder.resume(progress.step)
     else:
         gpu = torch.cuda.get_device_name() if setting.engine.device_type == "cuda" else None
         provenance = collect_provenance(
@@ -65,22 +61,28 @@ def run_classifier_session(
         )
         folder = RunFolder.create(runs_root, experiment, dump(experiment), provenance, run_dir)
     _log.info("run folder %s", folder.path)
-    before = clock.seconds["training"] = progress.wall_seconds
-    tracker = Tracker(
-        experiment.train.wandb, folder.path, experiment.version, folder.run_id, experiment.model_dump(mode="json")
-    )
-    try:
-        clock.time("training", lambda: train_classifier(setting, Recorder(folder, tracker), progress))
-        _log.info("measuring on test text")
-        result = measure_classifier(setting, folder, progress, clock, lambda: before + time.monotonic() - begun)
-        folder.write_result(result)
-        return _report(folder.path, reports_root)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        if not (folder.checkpoints / checkpoint.NAME).exists():
-            raise
-        raise Interrupted(folder.path) from stop
-    finally:
-        tracker.finish()
+    with folder.claimed():
+        if resume is not None:
+            progress = checkpoint.load(
+                folder.checkpoints, setting.module, [setting.optimiser], parts(setting), setting.fingerprint
+            )
+            folder.resume(progress.step)
+        before = clock.seconds["training"] = progress.wall_seconds
+        tracker = Tracker(
+            experiment.train.wandb, folder.path, experiment.version, folder.run_id, experiment.model_dump(mode="json")
+        )
+        try:
+            clock.time("training", lambda: train_classifier(setting, Recorder(folder, tracker), progress))
+            _log.info("measuring on test text")
+            result = measure_classifier(setting, folder, progress, clock, lambda: before + time.monotonic() - begun)
+            folder.write_result(result)
+            return _report(folder.path, reports_root)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            if not (folder.checkpoints / checkpoint.NAME).exists():
+                raise
+            raise Interrupted(folder.path) from stop
+        finally:
+            tracker.finish()
 
 
 def _report(folder: Path, reports_root: Path) -> Path:

@@ -1,5 +1,6 @@
 """One session of a run: start it or take it up again, train, measure, report."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -61,30 +62,35 @@ def run_session(
             )
             folder = RunFolder.create(runs_root, experiment, dump(experiment), provenance, run_dir)
         _log.info("run folder %s", folder.path)
-    if resume is not None:
-        progress = checkpoint.load(
-            resume / "checkpoints", setting.module, setting.optimisers.present(), setting.parts(), setting.fingerprint
-        )
-        if folder is not None:
-            folder.resume(progress.step)
-    before = clock.seconds["training"] = progress.wall_seconds
-    mode = experiment.train.wandb if folder is not None else "off"
-    tracker = Tracker(
-        mode, folder.path if folder else Path(), experiment.version, folder.run_id if folder else "",
-        experiment.model_dump(mode="json"),
-    )  # fmt: skip
-    try:
-        validation = clock.time("training", lambda: train(setting, Recorder(folder, tracker), progress))
-        setting.engine.barrier()
-        if folder is None:
-            return None
-        _log.info("measuring on test text")
-        result = measure(setting, folder, progress, validation, clock, lambda: before + time.monotonic() - begun)
-        folder.write_result(result)
-        return write_report(folder.path, reports_root, runs_root)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        if folder is not None and not (folder.checkpoints / checkpoint.NAME).exists():
-            raise
-        raise Interrupted(folder.path if folder else "") from stop
-    finally:
-        tracker.finish()
+    with folder.claimed() if folder is not None else contextlib.nullcontext():
+        if resume is not None:
+            progress = checkpoint.load(
+                resume / "checkpoints",
+                setting.module,
+                setting.optimisers.present(),
+                setting.parts(),
+                setting.fingerprint,
+            )
+            if folder is not None:
+                folder.resume(progress.step)
+        before = clock.seconds["training"] = progress.wall_seconds
+        mode = experiment.train.wandb if folder is not None else "off"
+        tracker = Tracker(
+            mode, folder.path if folder else Path(), experiment.version, folder.run_id if folder else "",
+            experiment.model_dump(mode="json"),
+        )  # fmt: skip
+        try:
+            validation = clock.time("training", lambda: train(setting, Recorder(folder, tracker), progress))
+            setting.engine.barrier()
+            if folder is None:
+                return None
+            _log.info("measuring on test text")
+            result = measure(setting, folder, progress, validation, clock, lambda: before + time.monotonic() - begun)
+            folder.write_result(result)
+            return write_report(folder.path, reports_root, runs_root)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            if folder is not None and not (folder.checkpoints / checkpoint.NAME).exists():
+                raise
+            raise Interrupted(folder.path if folder else "") from stop
+        finally:
+            tracker.finish()

@@ -50,6 +50,19 @@ def test_a_run_that_differs_from_the_base_in_more_than_its_version_does_not_coun
     assert f"{run_name_of(strange[0])} differs {why}" in read().left_out
 
 
+def test_a_record_of_another_parent_is_left_out_and_the_version_stays(record, tmp_path):
+    base, child = record("base", 0, 400.0), record("child", 0, 200.0)
+    asked = {folder.parent.name: load_dump((folder / "config.yaml").read_text()) for folder in (base, child)}
+    # Newer than the others, and with base under child a circle.
+    strange = record("base", 1, 300.0, settings={"parent": "child"}, hours=5)
+    ladder = read_ladder(tmp_path, "cpu", ["base", "child"], asked)
+    assert [run.folder for run in ladder.runs] == [base, child]
+    assert [rung.parent for rung in ladder.rungs] == [None, "base"]
+    assert ladder.left_out == (
+        f"{run_name_of(strange)} calls child its parent, and its version's is None: repeat the run.",
+    )
+
+
 def test_a_curve_runs_over_training_tokens(small_ladder):
     ladder = read_ladder(small_ladder, "cpu", ["base"])
     curve = ladder.curve(ladder.runs[0], "val_ppl")
@@ -98,7 +111,7 @@ def a_folder_in_its_place(record, root):
     path = record("spoilt", 0, 300.0) / "result.json"
     path.unlink()
     path.mkdir()
-    return f"spoilt/{path.parent.name} cannot be read ("
+    return f"spoilt/{path.parent.name}/result.json cannot be read (Is a directory): mend or remove it."
 
 
 def misnamed(record, root):

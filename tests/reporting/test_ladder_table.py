@@ -148,6 +148,8 @@ def test_the_first_run_of_a_seed_pays_for_what_is_shared(record, tmp_path):
     record("base", 0, 400.0, results=took, hours=1)
     write_roadmap(tmp_path, "cpu", ["base"])
     assert "later ones" not in (tmp_path / "roadmap.md").read_text()
+    # A run of earlier days, which does not say what took how long.
+    record("base", 0, 400.0, results={"seconds_by_phase": {}}, hours=0)
     for hours, seed in ((2, 0), (3, 0), (2, 1)):
         record(f"child_{hours}_{seed}", seed, 400.0, hours=hours)
     write_roadmap(tmp_path, "cpu", ["base", "child_2_0", "child_3_0", "child_2_1"])

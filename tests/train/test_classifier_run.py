@@ -20,6 +20,7 @@ from asnn_goose import cli
 from asnn_goose.config import load_classifier_experiment
 from asnn_goose.reporting.classifier_record import ClassifierResult
 from asnn_goose.reporting.record_base import read_result
+from asnn_goose.reporting.run_folder import RunFolder
 from asnn_goose.train import general
 from asnn_goose.train.classifier_setting import prepare_classifier
 from tests.conftest import logger_put_back, write_texts
@@ -170,6 +171,8 @@ def test_resumed_equals_uninterrupted(run, finished, stop, stopping_at, monkeypa
     state = torch.load(last, weights_only=False)
     state["progress"]["wall_seconds"] += 1000
     torch.save(state, last)
+    with RunFolder.open(folder).claimed():
+        assert cli.main("v17_two_stage", ["--scale=smoke", "--resume", str(folder)]) == 2
     assert cli.main("v17_two_stage", ["--scale=smoke", "--resume", str(folder)]) == 0
     ours, theirs = _weights(folder), _weights(finished)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
