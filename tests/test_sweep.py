@@ -191,6 +191,10 @@ def test_a_run_or_its_record_is_finished(tiny_run, places, members, place):
     assert found.unreported == ["v10", "v11_1"]
     (getattr(places, place) / "v10" / "run-s0" / "report.md").touch()
     assert missing(members, places).unreported == (["v10", "v11_1"] if place == "runs" else ["v11_1"])
+    if place == "reports":
+        # Of a record of earlier days, with less in it, there is no report to make.
+        (places.reports / "v11_1" / "run-s0" / "metrics.jsonl").unlink()
+        assert missing(members, places).unreported == []
     others = plan(["v10"], "smoke", seeds=1, overrides=["--train.lr=1e-3"]).members
     assert missing(others, places).members == others
 

@@ -52,8 +52,7 @@ def _explanation() -> list[str]:
         "seed the run's own by bootstrap over texts. An arm differs from its parent in the one change that its reports "
         "name; the difference is taken seed by seed, in points of accuracy, from runs of the parent that differ in "
         "this change alone. A verdict needs a p-value below 0.05 after Holm's correction over the comparisons of the "
-        "task. The time is a run's mean without what all runs share: the "
-        "teacher's fine-tuning and the first stage.",
+        "task. The time is a run's mean without what all runs share: the teacher's fine-tuning and the first stage.",
     ]
 
 

@@ -122,8 +122,12 @@ def label_right(axis: Any, labels: Sequence[tuple[float, str, str]], at: float =
 
 
 def label_points(axis: Any, labels: Sequence[tuple[float, float, str, str]], room: float = 1.0) -> None:
-    """Write each label (x, value, text, colour) to the right of its point; points less than `room` inches apart along x
-    share a column of labels, beside the rightmost of them."""
+    """Write each label (x, value, text, colour) to the right of its point.
+
+    Args:
+        room: points that follow one another along x by so many inches or less share a column of labels, beside the
+            rightmost of them.
+    """
     axis.figure.draw_without_rendering()
     places = axis.transAxes.inverted().transform(axis.transData.transform([label[:2] for label in labels]))[:, 0]
     room *= axis.figure.dpi / axis.get_window_extent().width

@@ -12,7 +12,7 @@ from asnn_goose.config.load import RESOLVED
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.comparison import FinishedRun, finished_runs, outcome
 from asnn_goose.reporting.metrics import read_metrics
-from asnn_goose.reporting.run_folder import RunFolder
+from asnn_goose.reporting.run_folder import RECORDS, RunFolder
 from asnn_goose.sweep.members import Member
 
 CHECKPOINT = "checkpoints/last.pt"
@@ -81,7 +81,9 @@ def missing(members: Sequence[Member], places: Places) -> Missing:
 
 def _is_unreported(run: FinishedRun, places: Places) -> bool:
     """Whether a run has no whole record, or the record no report: a worker died while it drew."""
-    return run.folder.is_relative_to(places.runs) or not (run.folder / "report.md").exists()
+    if run.folder.is_relative_to(places.runs):
+        return True
+    return not (run.folder / "report.md").exists() and all((run.folder / name).exists() for name in RECORDS)
 
 
 def _contradiction(runs: Sequence[FinishedRun]) -> str | None:
