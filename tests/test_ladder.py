@@ -34,7 +34,11 @@ def finish(command: list[str]) -> subprocess.CompletedProcess:
 
 
 def start(command: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        # Of tests that run in the background a shell has SIGINT ignored, which a ladder would inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def results(root: Path) -> dict[str, dict]:
