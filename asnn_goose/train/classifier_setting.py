@@ -133,7 +133,7 @@ def _start(
     told, table_NE = experiment.student, pretrained.embedding_weight_VE
     # The body that the first stage trains is one for all seeds; the classifiers are the run's own.
     torch.manual_seed(experiment.seed if experiment.general is None else TEACHER_SEED)
-    student = _student(experiment, task, pretrained, vocabulary)
+    student = _student(experiment, task, pretrained, table_NE.shape[1], vocabulary)
     if told.init == "embeddings":
         with torch.no_grad():
             student.model.embeddings.weight.copy_(table_NE)
@@ -162,7 +162,7 @@ def _start(
 
 
 def _student(
-    experiment: ClassifierExperiment, task: Task, encoder: Encoder, vocabulary: int
+    experiment: ClassifierExperiment, task: Task, encoder: Encoder, embedding_size: int, vocabulary: int
 ) -> GooseForSequenceClassification:
     told = experiment.student
     width = told.width or encoder.hidden_size
@@ -173,7 +173,7 @@ def _student(
         raise UserError(f"student.exits must rise within 1 to {depth - 1}, the blocks before the last: {told.exits}")
     config = GooseClassifierConfig(
         vocab_size=vocabulary,
-        embedding_size=width if told.init == "none" else encoder.embedding_weight_VE.shape[1],
+        embedding_size=width if told.init == "none" else embedding_size,
         hidden_size=width,
         num_hidden_layers=depth,
         head_size=told.head_size,

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bokeh.models import ColumnDataSource, GlyphRenderer, Plot, Scatter, Text
@@ -184,13 +185,18 @@ def test_a_ladder_without_runs_has_a_page(opened, tmp_path):
     assert opened(tmp_path / "index.html").locator("section").count() == 0
 
 
-def test_every_version_stands_below_its_parent_and_one_step_to_the_right(reports):
-    tree = version_tree(effects(read_ladder(reports, "cpu", VERSIONS)))
-    assert isinstance(tree, Plot)
-    drawn = [each for each in tree.renderers if isinstance(each, GlyphRenderer) and isinstance(each.glyph, Scatter)]
+def drawn_data(figure: object, glyph: type) -> Any:
+    """Columns of the first renderer with glyphs of that kind."""
+    assert isinstance(figure, Plot)
+    drawn = [each for each in figure.renderers if isinstance(each, GlyphRenderer) and isinstance(each.glyph, glyph)]
     source = drawn[0].data_source
     assert isinstance(source, ColumnDataSource)
-    nodes = source.data
+    return source.data
+
+
+def test_every_version_stands_below_its_parent_and_one_step_to_the_right(reports):
+    tree = version_tree(effects(read_ladder(reports, "cpu", VERSIONS)))
+    nodes = drawn_data(tree, Scatter)
     places = dict(zip(nodes["version"], zip(nodes["depth"], nodes["row"], strict=True), strict=True))
     assert places == {"base": (0, 0), "child": (1, 1), "grandchild": (2, 2), "sibling": (1, 3)}
 
@@ -198,11 +204,8 @@ def test_every_version_stands_below_its_parent_and_one_step_to_the_right(reports
 def test_no_name_covers_another_beside_points_of_one_energy(reports):
     """300.5 and 299.5 are a pixel apart on the screen; the extremes, 90.5 and 1,200, span about 400 pixels."""
     plot = tradeoff(effects(read_ladder(reports, "cpu", VERSIONS)))
-    assert isinstance(plot, Plot)
-    drawn = [each for each in plot.renderers if isinstance(each, GlyphRenderer) and isinstance(each.glyph, Text)]
-    source = drawn[0].data_source
-    assert isinstance(source, ColumnDataSource)
-    heights = {name: math.log(y) for name, y in zip(source.data["version"], source.data["label_y"], strict=True)}
+    labels = drawn_data(plot, Text)
+    heights = {name: math.log(y) for name, y in zip(labels["version"], labels["label_y"], strict=True)}
     assert sorted(heights, key=lambda name: heights[name]) == ["child", "sibling", "base", "grandchild"]
     pixels = 400 * (heights["base"] - heights["sibling"]) / math.log(1200.5 / 90.5)
     assert pixels >= 13
