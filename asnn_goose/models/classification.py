@@ -1,6 +1,6 @@
 """The student as a classifier: RWKV-7 blocks that read a text both ways, or once, and classifiers at several depths.
 
-Shapes: B texts, L tokens, C channels, V classes, I classifiers before the deepest one.
+Shapes: B texts, L tokens, C channels, V classes, I classifiers, in exit_logits without the deepest one.
 """
 
 from collections.abc import Sequence
@@ -70,6 +70,13 @@ class EarlyExit(NamedTuple):
     def mean_depth(self) -> float:
         """In blocks."""
         return self.depth_B.double().mean().item()
+
+
+def first_sure(logits_BIV: Tensor, confidence: float) -> Tensor:
+    """int64 [B]: the first classifier whose largest probability is >= ``confidence``; the last one where none is."""
+    sure_BI = logits_BIV.float().softmax(-1).amax(-1) >= confidence
+    sure_BI[:, -1] = True
+    return sure_BI.int().argmax(1)
 
 
 class BothWays(nn.Module):

@@ -1,18 +1,20 @@
 """From a trained classifier to the record of its run.
 
-Shapes: B texts, L tokens, T micro-steps, C channels.
+Shapes: N texts, B texts of a batch, L tokens, I classifiers, V classes.
 """
 
 from collections.abc import Callable
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from asnn_goose.config.schema import SPIKING
 from asnn_goose.data.corpora import SPLITS
 from asnn_goose.evaluation import energy
 from asnn_goose.evaluation.classification import Scored
 from asnn_goose.evaluation.firing import SiteFiring, measure_firing, spike_raster
+from asnn_goose.models.classification import first_sure
 from asnn_goose.models.encoder import HEAD
 from asnn_goose.reporting import RunFolder
 from asnn_goose.reporting.classifier_record import (
@@ -26,6 +28,7 @@ from asnn_goose.reporting.classifier_record import (
 )
 from asnn_goose.reporting.record import Raster
 from asnn_goose.train.checkpoint import Progress
+from asnn_goose.train.class_targets import class_logits
 from asnn_goose.train.classifier_loop import predictions
 from asnn_goose.train.classifier_setting import ClassifierSetting
 from asnn_goose.train.measure import RASTER_SITE, Clock, save_model
@@ -45,7 +48,7 @@ def measure_classifier(
     validation = clock.time("evaluation", lambda: predictions(setting, setting.texts["validation"]))
     test = clock.time("evaluation", lambda: predictions(setting, setting.texts["test"]))
     sites = clock.time("evaluation", lambda: _firing(setting))
-    exits = clock.time("evaluation", lambda: _exits(setting)) if experiment.student.exits else ()
+    exits = clock.time("evaluation", lambda: measure_exits(setting)) if experiment.student.exits else ()
     raster = clock.time("evaluation", lambda: _raster(setting, folder))
     save_model(student, setting.tokenizer, folder)
     labels = setting.task.labels
@@ -123,19 +126,29 @@ def _firing(setting: ClassifierSetting) -> list[SiteFiring]:
         return measure_firing(setting.module.student, setting.module.student, batches)
 
 
-def _exits(setting: ClassifierSetting) -> tuple[ExitResult, ...]:
+def measure_exits(setting: ClassifierSetting) -> tuple[ExitResult, ...]:
+    """What early exits give, from one pass of every test text through all blocks.
+
+    A text's logits at an exit do not depend on later blocks, so one pass tells where it leaves at any confidence.
+    """
     texts, student = setting.texts["test"], setting.module.student
+    places, classes = list(student.places), len(setting.task.labels)
+
+    def every_exit(ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        output = student(ids_BL, mask_BL)
+        return torch.cat([output.exit_logits, output.logits[:, None]], 1).flatten(1)
+
+    with setting.engine.looking(setting.module):
+        logits_NI = class_logits(every_exit, texts, len(places) * classes, setting.engine)
+    logits_NIV = logits_NI.unflatten(1, (len(places), classes))
     found = []
     for confidence in CONFIDENCES:
-        right = depth = 0.0
-        with setting.engine.looking(setting.module):
-            for batch in texts.batches(32):
-                ids, mask = batch.input_ids.to(setting.engine.device), batch.mask.to(setting.engine.device)
-                left = student.early_exit(ids, mask, confidence)
-                right += float((left.logits_BV.argmax(-1).cpu() == batch.labels).sum())
-                depth += float(left.depth_B.sum())
-        count = len(texts.ids)
-        found.append(ExitResult(confidence=confidence, accuracy=right / count, mean_depth=depth / count))
+        exit_N = first_sure(logits_NIV, confidence)
+        right_N = logits_NIV[torch.arange(len(exit_N)), exit_N].argmax(-1).numpy() == texts.labels_N
+        depth_N = np.array(places)[exit_N]
+        found.append(
+            ExitResult(confidence=confidence, accuracy=right_N.mean().item(), mean_depth=depth_N.mean().item())
+        )
     return tuple(found)
 
 

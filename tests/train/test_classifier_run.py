@@ -22,6 +22,7 @@ from asnn_goose.reporting.classifier_record import ClassifierResult
 from asnn_goose.reporting.record_base import read_result
 from asnn_goose.reporting.run_folder import RunFolder
 from asnn_goose.train import general
+from asnn_goose.train.classifier_measure import measure_exits
 from asnn_goose.train.classifier_setting import prepare_classifier
 from tests.conftest import logger_put_back, write_texts
 from tests.models.test_encoder import save_bert
@@ -239,6 +240,26 @@ def test_each_arm_runs(run):
     assert depths == sorted(depths) and depths[0] >= 1 and depths[-1] <= 2
     patient = _result(run("v17_patient"))
     assert patient.steps == round(3 * 0.5 * math.ceil(sum(patient.task.counts["train"]) / 4))
+
+
+def test_exits_are_measured_as_the_student_leaves(place, tmp_path, monkeypatch):
+    """One pass through all blocks for all confidences, against :meth:`early_exit` once for each."""
+    _point_to(place / "cache", tmp_path, monkeypatch)
+    setting = prepare_classifier(
+        load_classifier_experiment("v17_exits", _flags(place, student__exits="[1]")).experiment
+    )
+    student, texts = setting.module.student.eval(), setting.texts["test"]
+    with torch.no_grad():
+        for weight in student.classifiers.parameters():
+            weight.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(1))
+    depths = set()
+    for found in measure_exits(setting):
+        batch = texts.batch(list(range(len(texts.ids))))
+        left = student.early_exit(batch.input_ids, batch.mask, found.confidence)
+        assert found.mean_depth == left.mean_depth
+        assert found.accuracy == (left.logits_BV.argmax(-1) == batch.labels).double().mean().item()
+        depths.add(found.mean_depth)
+    assert len(depths) > 2
 
 
 def _general_keys() -> list[str]:
