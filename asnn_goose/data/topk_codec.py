@@ -55,7 +55,7 @@ def encode(logits_NV: Tensor, k: int) -> Tensor:
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    N, V = logits_NV.shape
+    V = logits_NV.shape[-1]
     k = min(k, V)
     log_p_NV = torch.log_softmax(logits_NV.float(), -1)
     # Of the logits: two that differ may have one log-probability in float32.
@@ -69,7 +69,7 @@ def encode(logits_NV: Tensor, k: int) -> Tensor:
         first_N, rest_NK = _gap_codes(head_NK.double())
         fields += [first_N[:, None].to(torch.uint16), rest_NK.to(torch.uint8)]
     fields.append(_tail_codes(tail_NJ.double()).to(torch.uint16))
-    return torch.cat([field.contiguous().view(torch.uint8).reshape(N, -1) for field in fields], -1)
+    return torch.cat([field.contiguous().view(torch.uint8) for field in fields], -1)
 
 
 def decode(rows_NB: Tensor, vocab_size: int, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -66,6 +66,7 @@ def fit_unigram(tokens: Ints, vocabulary: int) -> Unigram:
     """
     if len(tokens) == 0:
         raise ValueError("a unigram needs at least one token")
+    _check_ids(tokens, vocabulary)
     return _discounted(np.bincount(tokens, minlength=vocabulary))
 
 
@@ -84,6 +85,7 @@ def fit_bigram(tokens: Ints, vocabulary: int, starts: Ints | None = None) -> Big
         inside[edges[(edges > 0) & (edges < len(tokens))] - 1] = False
     if not inside.any():
         raise ValueError("a bigram needs at least one pair of neighbouring tokens")
+    _check_ids(tokens, vocabulary)
     pairs_N = tokens[:-1][inside].astype(np.int64) * vocabulary + tokens[1:][inside]
     pairs_P, counts_P = np.unique(pairs_N, return_counts=True)
     first_P, second_P = np.divmod(pairs_P, vocabulary)
@@ -96,6 +98,11 @@ def fit_bigram(tokens: Ints, vocabulary: int, starts: Ints | None = None) -> Big
         backoff_V=np.divide(discount * successors_V, context_V, out=np.ones(vocabulary), where=context_V > 0),
         continuation=_discounted(np.bincount(second_P, minlength=vocabulary)),
     )
+
+
+def _check_ids(tokens: Ints, vocabulary: int) -> None:
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
+        raise ValueError(f"tokens must lie in 0..{vocabulary - 1}, not {tokens.min()}..{tokens.max()}")
 
 
 def perplexity(model: Unigram | Bigram, windows: Iterable[tuple[Ints, NDArray[np.bool_]]]) -> float:

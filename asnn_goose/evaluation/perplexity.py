@@ -4,7 +4,6 @@ Shapes: B windows, L tokens, N predicted positions, E channels, V vocabulary, W 
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,12 +43,15 @@ class Comparison:
     @property
     def student_ppl(self) -> float:
         """exp of the token-mean cross-entropy; infinite for a student so far astray that float64 ends before it."""
-        mean = self.student_nll_W.sum() / self.tokens
-        return math.exp(mean) if mean < math.log(sys.float_info.max) else math.inf
+        return self._perplexity(self.student_nll_W)
 
     @property
     def teacher_ppl(self) -> float:
-        return math.exp(self.teacher_nll_W.sum() / self.tokens)
+        return self._perplexity(self.teacher_nll_W)
+
+    def _perplexity(self, nll_W: np.ndarray) -> float:
+        with np.errstate(over="ignore"):
+            return float(np.exp(nll_W.sum() / self.tokens))
 
     @property
     def kl_to_teacher(self) -> float:
@@ -95,6 +97,9 @@ def compare(
         student_head_VE, teacher_head_VE: heads; their dtype is that of the products, softmax is float32.
         teacher_states: one [B, L, E] per batch, behind the teacher's final norm.
         batches: with ``input_ids`` and ``mask``.
+
+    Raises:
+        ValueError: no token is predicted.
     """
     student_W, teacher_W, tokens_W = [], [], []
     kl, counts = 0.0, torch.zeros(3, dtype=torch.int64)
@@ -124,6 +129,8 @@ def compare(
         student_W.append(per_window[0].cpu())
         teacher_W.append(per_window[1].cpu())
         tokens_W.append(per_window[2].cpu())
+    if not sum(tokens_B.sum().item() for tokens_B in tokens_W):
+        raise ValueError("no token is predicted: give windows with two or more tokens that the mask counts")
     return Comparison(
         torch.cat(student_W).numpy(),
         torch.cat(teacher_W).numpy(),

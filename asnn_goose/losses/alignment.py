@@ -9,13 +9,12 @@ Shapes: ... tokens in any arrangement, D channels, S student width, E teacher wi
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asnn_goose.losses.divergence import token_mean
 
-EPS = 1e-8
-"""Smallest norm that a state is divided by: a state of zeros stays zeros."""
+SILENT = 1e-12
+"""A share of the largest mean square below which a channel counts as one that the teacher does not use."""
 
 
 def token_mask(mask_BL: Tensor, skip_first: bool = False) -> Tensor:
@@ -25,6 +24,20 @@ def token_mask(mask_BL: Tensor, skip_first: bool = False) -> Tensor:
         return mask_BL
     first_BL = mask_BL.bool().cumsum(-1) == 1
     return mask_BL.bool() & ~first_BL
+
+
+def direction(x: Tensor) -> Tensor:
+    """x / |x| over channels; 0 without a gradient where x is 0, which has none (its slope would be 1 / |x|)."""
+    norm = x.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0.0, x / norm.clamp_min(torch.finfo(x.dtype).tiny), 0.0)
+
+
+def standardised(x: Tensor) -> Tensor:
+    """(x - mean) / deviation over channels; 0 without a gradient where all channels are alike, up to rounding."""
+    centred = x - x.mean(-1, keepdim=True)
+    deviation = centred.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+    varies = deviation > 16.0 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)
+    return torch.where(varies, centred / torch.where(varies, deviation, 1.0), 0.0)
 
 
 def _compare(formula: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor, mask: Tensor | None):
@@ -51,8 +64,7 @@ def normalised_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
     """
 
     def formula(s: Tensor, t: Tensor) -> Tensor:
-        s, t = (F.layer_norm(x, x.shape[-1:]) for x in (s, t))
-        return (s - t).square().mean(-1)
+        return (standardised(s) - standardised(t)).square().mean(-1)
 
     return _compare(formula, student, teacher, mask)
 
@@ -60,11 +72,14 @@ def normalised_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
 def channel_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over channels of (s - t)^2 / m_c, m_c the mean of t_c^2 over the counted tokens, token mean.
 
-    Each channel counts by how far it is off its own size: 1 is what a student of zeros has.
+    Each channel counts by how far it is off its own size: 1 is what a student of zeros has. One that the teacher leaves
+    at 0 has no size and adds nothing.
     """
 
     def formula(s: Tensor, t: Tensor) -> Tensor:
-        return ((s - t).square() / t.square().mean(0).clamp_min(EPS**2)).mean(-1)
+        size_D = t.square().mean(0)
+        used_D = size_D > SILENT * size_D.amax()
+        return torch.where(used_D, (s - t).square() / torch.where(used_D, size_D, 1.0), 0.0).mean(-1)
 
     return _compare(formula, student, teacher, mask)
 
@@ -72,15 +87,12 @@ def channel_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) ->
 def pkd(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """|s/|s| - t/|t||^2 = 2 - 2 cos(s, t), token mean (PKD, arXiv 1908.09355, whose code divides it by D)."""
 
-    def formula(s: Tensor, t: Tensor) -> Tensor:
-        return (F.normalize(s, dim=-1, eps=EPS) - F.normalize(t, dim=-1, eps=EPS)).square().sum(-1)
-
-    return _compare(formula, student, teacher, mask)
+    return _compare(lambda s, t: (direction(s) - direction(t)).square().sum(-1), student, teacher, mask)
 
 
 def cosine(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """1 - cos(s, t), token mean (DistilBERT, arXiv 1910.01108); blind to the states' size."""
-    return _compare(lambda s, t: 1.0 - F.cosine_similarity(s, t, dim=-1, eps=EPS), student, teacher, mask)
+    return _compare(lambda s, t: 1.0 - (direction(s) * direction(t)).sum(-1), student, teacher, mask)
 
 
 class Projector(nn.Module):

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 TINY = 1e-12
-"""Below this a denominator says that one side does not vary: the similarity is then 0, without gradient."""
+"""A denominator below it says that one side does not vary: the similarity is then 0, without gradient. Sides are scaled
+to a largest deviation of 1 first."""
+
+ROUNDING = 16.0
+"""Deviations from the mean below so many units in the last place of the largest state are rounding."""
 
 
 def _check(x_nd: Tensor, y_nd: Tensor, least: int) -> tuple[Tensor, Tensor]:
@@ -59,9 +63,26 @@ def hsic(x_nd: Tensor, y_nd: Tensor, debiased: bool = False) -> tuple[Tensor, Te
     """
     x_nd, y_nd = _check(x_nd, y_nd, 4 if debiased else 2)
     # Centred in both cases: large common offsets would leave few digits.
-    x_nd, y_nd = x_nd - x_nd.mean(0), y_nd - y_nd.mean(0)
+    x_nd, y_nd = _centred(x_nd), _centred(y_nd)
     product = _unbiased_product if debiased else _product
-    return product(x_nd, y_nd), product(x_nd, x_nd), product(y_nd, y_nd)
+    with torch.autocast(x_nd.device.type, enabled=False):
+        return product(x_nd, y_nd), product(x_nd, x_nd), product(y_nd, y_nd)
+
+
+def _centred(z_nd: Tensor) -> Tensor:
+    """Columns without their means; 0 where what is left is rounding."""
+    centred_nd = z_nd - z_nd.mean(0)
+    noise_d = ROUNDING * torch.finfo(z_nd.dtype).eps * z_nd.detach().abs().amax(0)
+    return centred_nd.masked_fill(centred_nd.detach().abs().amax(0) <= noise_d, 0.0)
+
+
+def _unit_scale(sides: list[Tensor]) -> list[Tensor]:
+    """One side of every batch, divided by the largest deviation among them: squares of squares stay within float32."""
+    with torch.no_grad():
+        wide = [z_nd if z_nd.dtype == torch.float64 else z_nd.float() for z_nd in sides]
+        largest = torch.stack([(z_nd - z_nd.mean(0)).abs().max() for z_nd in wide]).max()
+        scale = torch.where(largest > 0, largest, 1.0)
+    return [z_nd.to(scale.dtype) / scale for z_nd in sides]
 
 
 def linear_cka(x_nd: Tensor, y_nd: Tensor, debiased: bool = False) -> Tensor:
@@ -77,8 +98,7 @@ def linear_cka(x_nd: Tensor, y_nd: Tensor, debiased: bool = False) -> Tensor:
     Raises:
         ValueError: see :func:`hsic`.
     """
-    xy, xx, yy = hsic(x_nd, y_nd, debiased)
-    return _ratio(xy, xx, yy)
+    return minibatch_cka([(x_nd, y_nd)], debiased)
 
 
 def minibatch_cka(parts: list[tuple[Tensor, Tensor]], debiased: bool = True) -> Tensor:
@@ -88,5 +108,8 @@ def minibatch_cka(parts: list[tuple[Tensor, Tensor]], debiased: bool = True) -> 
     """
     if not parts:
         raise ValueError("minibatch_cka needs at least one batch")
-    sums = [torch.stack(terms).mean() for terms in zip(*(hsic(x, y, debiased) for x, y in parts), strict=True)]
+    for x_nd, y_nd in parts:
+        _check(x_nd, y_nd, 4 if debiased else 2)
+    scaled = zip(*(_unit_scale(list(sides)) for sides in zip(*parts, strict=True)), strict=True)
+    sums = [torch.stack(terms).mean() for terms in zip(*(hsic(x, y, debiased) for x, y in scaled), strict=True)]
     return _ratio(sums[0], sums[1], sums[2])

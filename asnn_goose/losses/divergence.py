@@ -25,7 +25,7 @@ def token_mean(formula: Callable[..., Tensor], *per_token: Tensor, mask: Tensor 
     return formula(*flat).sum() / max(1, flat[0].shape[0])
 
 
-def _check_mask(student_logits: Tensor, mask: Tensor | None) -> None:
+def check_mask(student_logits: Tensor, mask: Tensor | None) -> None:
     if mask is not None and mask.shape != student_logits.shape[:-1]:
         raise ValueError(
             f"mask {tuple(mask.shape)} must have the logits' leading shape {tuple(student_logits.shape[:-1])}"
@@ -38,7 +38,7 @@ def _check(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None, 
             f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} must have "
             "one shape"
         )
-    _check_mask(student_logits, mask)
+    check_mask(student_logits, mask)
     shape = (*student_logits.shape[:-1], 1)
     alike = len(temperature.shape) == len(shape)
     if temperature.ndim and not (alike and all(n in (1, m) for n, m in zip(temperature.shape, shape, strict=True))):
@@ -63,13 +63,17 @@ def divergence(
         student_logits, teacher_logits: [..., V], any float dtype (computed in float32 at least); the teacher's may be
             -inf where a token is banned, and receive no gradient.
         mask: [...], true where a token counts; an empty mask gives 0.
-        temperature: T > 0, a number, a scalar tensor, or a tensor of the logits' dimensions whose last is 1, such as
-            [B, 1, 1] or [B, L, 1], which gives each token its own T^2 KL before the mean (CTKD's instance-wise form,
-            arXiv 2211.16231). Its gradient is live in the factor and in both softmaxes.
+        temperature: T > 0, a number, a tensor of one element, one T for each token [...], or a tensor of the logits'
+            dimensions whose last is 1, such as [B, 1, 1], which gives each token its own T^2 KL before the mean (CTKD's
+            instance-wise form, arXiv 2211.16231). Its gradient is live in the factor and in both softmaxes.
         options: the formula's own.
     """
     wide = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
     temperature = torch.as_tensor(temperature, dtype=wide, device=student_logits.device)
+    if temperature.numel() == 1:
+        temperature = temperature.reshape(())
+    elif temperature.shape == student_logits.shape[:-1]:
+        temperature = temperature.unsqueeze(-1)
     _check(student_logits, teacher_logits, mask, temperature)
     temperature = temperature.expand(*student_logits.shape[:-1], 1)
     return token_mean(partial(formula, **options), student_logits, teacher_logits.detach(), temperature, mask=mask)
@@ -101,10 +105,7 @@ def jensen_shannon(
     Raises:
         ValueError: beta outside (0, 1); at the ends the value is 0, not a KL.
     """
-    if not 0.0 < beta < 1.0:
-        raise ValueError(
-            f"beta must lie strictly between 0 and 1, not {beta}: use forward_kl or reverse_kl at the ends"
-        )
+    rows.check_options("jensen_shannon", {"beta": beta})
     return divergence(rows.jensen_shannon_rows, student_logits, teacher_logits, mask, temperature, beta=beta)
 
 
@@ -123,8 +124,7 @@ def skew_kl(
     Raises:
         ValueError: skew outside [0, 1).
     """
-    if not 0.0 <= skew < 1.0:
-        raise ValueError(f"skew must lie in [0, 1), not {skew}")
+    rows.check_options("skew_kl", {"skew": skew})
     formula = rows.skew_kl_rows
     return divergence(formula, student_logits, teacher_logits, mask, temperature, skew=skew, reverse=reverse)
 
@@ -149,5 +149,11 @@ def cross_entropy(student_logits: Tensor, targets: Tensor, mask: Tensor | None =
         raise ValueError(
             f"targets {tuple(targets.shape)} must have the logits' leading shape {tuple(student_logits.shape[:-1])}"
         )
-    _check_mask(student_logits, mask)
+    check_mask(student_logits, mask)
+    V = student_logits.shape[-1]
+    outside = ((targets < 0) | (targets >= V)) & (True if mask is None else mask.bool())
+    if outside.any():
+        raise ValueError(
+            f"targets hold the token {targets[outside][0].item()}, outside a vocabulary of {V}: mask its position"
+        )
     return token_mean(rows.ce_rows, student_logits, targets, mask=mask)

@@ -19,11 +19,20 @@ def _pairwise(states_PD: Tensor) -> Tensor:
     return torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)
 
 
+def _check_rows(student_PD: Tensor, teacher_PE: Tensor) -> None:
+    if student_PD.shape[0] != teacher_PE.shape[0] or not student_PD.shape[0]:
+        raise ValueError(
+            f"pooled rows {tuple(student_PD.shape)} (student) and {tuple(teacher_PE.shape)} (teacher) must be one or "
+            "more, as many on both sides"
+        )
+
+
 def rkd_distance(student_PD: Tensor, teacher_PE: Tensor) -> Tensor:
     """Huber loss of the rows' distances, each side divided by its own mean distance, mean over all pairs.
 
     (RKD-D, arXiv 1904.05068.) Needs two rows that differ; widths may differ.
     """
+    _check_rows(student_PD, teacher_PE)
     scaled = []
     for states in (student_PD.float(), teacher_PE.detach().float()):
         distances = _pairwise(states)
@@ -37,10 +46,12 @@ def rkd_angle(student_PD: Tensor, teacher_PE: Tensor) -> Tensor:
 
     (RKD-A, arXiv 1904.05068.)
     """
+    _check_rows(student_PD, teacher_PE)
     cosines = []
     for states in (student_PD.float(), teacher_PE.detach().float()):
         directions = F.normalize(states[None] - states[:, None], dim=-1)
-        cosines.append(directions @ directions.mT)
+        with torch.autocast(directions.device.type, enabled=False):
+            cosines.append(directions @ directions.mT)
     return F.smooth_l1_loss(cosines[0], cosines[1])
 
 
@@ -54,7 +65,8 @@ def info_nce(student_PD: Tensor, teacher_PD: Tensor, temperature: float = 0.1) -
             f"the contrastive term needs two or more rows of equal shape, not {tuple(student_PD.shape)} and "
             f"{tuple(teacher_PD.shape)}"
         )
-    scores = F.normalize(student_PD.float(), dim=-1) @ F.normalize(teacher_PD.detach().float(), dim=-1).T
+    with torch.autocast(student_PD.device.type, enabled=False):
+        scores = F.normalize(student_PD.float(), dim=-1) @ F.normalize(teacher_PD.detach().float(), dim=-1).T
     return F.cross_entropy(scores / temperature, torch.arange(len(scores), device=scores.device))
 
 
@@ -84,15 +96,17 @@ def relation_kl(
             raise ValueError(f"{heads} relation heads do not divide the width {width}")
     if block is not None and block < 1:
         raise ValueError(f"block must be at least 1 token, not {block}")
-    mask = torch.ones(B, L, dtype=torch.bool, device=student_BLD.device) if mask_BL is None else mask_BL.bool()
+    counts_BL = torch.ones(B, L, dtype=torch.bool, device=student_BLD.device) if mask_BL is None else mask_BL.bool()
     size = L if block is None else min(block, L)
     pad = -L % size
-    mask = rearrange(F.pad(mask, (0, pad)), "b (n l) -> (b n) 1 l", l=size)
+    mask = rearrange(F.pad(counts_BL, (0, pad)), "b (n l) -> (b n) 1 l", l=size)
 
     def log_relation(states: Tensor) -> Tensor:
-        states = F.pad(states.float(), (0, 0, 0, pad))
+        # Padding may hold NaN, which a product would carry into the gradients of all others.
+        states = F.pad(states.float().masked_fill(~counts_BL[..., None], 0.0), (0, 0, 0, pad))
         split = rearrange(states, "b (n l) (a d) -> (b n) a l d", l=size, a=heads)
-        scores = split @ split.mT / split.shape[-1] ** 0.5
+        with torch.autocast(states.device.type, enabled=False):
+            scores = split @ split.mT / split.shape[-1] ** 0.5
         return torch.log_softmax(scores.masked_fill(~mask[:, :, None], -torch.inf), -1)
 
     student, teacher = log_relation(student_BLD), log_relation(teacher_BLE.detach())

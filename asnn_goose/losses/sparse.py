@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 
 from asnn_goose.kernels.linear_divergence import rows
-from asnn_goose.losses.divergence import divergence, token_mean
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+from asnn_goose.losses.divergence import check_mask, divergence, token_mean
 
 
 def tail_bucket_kl(
@@ -27,7 +22,7 @@ def tail_bucket_kl(
     The gradient on a kept token is exact; the others share the bucket's exact total in the student's own proportions.
     Never above the full KL, and equal to it for k >= V.
     """
-    _check_k(k)
+    rows.check_options("tail_bucket_kl", {"k": k})
     return divergence(rows.tail_bucket_kl_rows, student_logits, teacher_logits, mask, temperature, k=k)
 
 
@@ -44,7 +39,7 @@ def tcs(
     :func:`tail_bucket_kl` is its correction. Kept because it has been used (target concrete score, arXiv 2504.16431, as
     implemented for autoregressive teachers).
     """
-    _check_k(k)
+    rows.check_options("tcs", {"k": k})
     return divergence(rows.tcs_rows, student_logits, teacher_logits, mask, temperature, k=k)
 
 
@@ -68,7 +63,8 @@ def draw_targets(
         raise ValueError(f"samples must be at least 1, not {samples}")
     with torch.no_grad():
         log_p = torch.log_softmax(teacher_logits.float(), -1)
-        log_r = torch.log_softmax(power * log_p, -1)
+        # A banned token stays banned: 0 * -inf would be NaN.
+        log_r = torch.log_softmax((power * log_p).masked_fill(log_p == -torch.inf, -torch.inf), -1)
         flat = log_r.exp().reshape(-1, log_r.shape[-1])
         ids = torch.multinomial(flat, samples, replacement=True, generator=generator)
         ids = ids.view(*log_r.shape[:-1], samples)
@@ -99,9 +95,11 @@ def random_sampling_ce(
             f"ids {tuple(ids.shape)} and weights {tuple(weights.shape)} must be one row for each of the logits' "
             f"{tuple(student_logits.shape[:-1])} tokens"
         )
+    check_mask(student_logits, mask)
+    wide = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
 
     def formula(student_NV: Tensor, weights_NK: Tensor, ids_NK: Tensor) -> Tensor:
-        log_q = torch.log_softmax(student_NV.float() / temperature, -1)
+        log_q = torch.log_softmax(student_NV.to(wide) / temperature, -1)
         return -(weights_NK * log_q.gather(-1, ids_NK)).sum(-1)
 
     flat_ids = ids.reshape(-1, ids.shape[-1])

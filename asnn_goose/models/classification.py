@@ -106,6 +106,8 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
     """
 
     config_class = GooseClassifierConfig
+    accepts_loss_kwargs = False
+    """So that transformers' Trainer divides each micro-batch's mean by their number."""
     _is_stateful = False
 
     def __init__(self, config: GooseConfig):

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from pydantic import ValidationError
 from transformers import PreTrainedConfig
 
+from asnn_goose.config.keys import explain
 from asnn_goose.config.schema import NeuronConfig
 
 
@@ -58,6 +60,8 @@ class GooseConfig(PreTrainedConfig):
                 f"time_mix must be goose or converted, not {time_mix!r}, and channel_mix relu2 or gated, not "
                 f"{channel_mix!r}"
             )
+        if norm not in ("rms", "layer"):
+            raise ValueError(f"norm must be rms or layer, not {norm!r}")
         self.vocab_size = vocab_size
         self.embedding_size = embedding_size or hidden_size
         self.embedding_projection = embedding_projection or self.embedding_size != hidden_size
@@ -68,8 +72,15 @@ class GooseConfig(PreTrainedConfig):
         self.time_mix, self.channel_mix, self.embedding_norm = time_mix, channel_mix, embedding_norm
         self.norm, self.norm_eps = norm, norm_eps
         # Through the schema, so that a saved model carries every field and an unknown one is refused.
-        self.neuron = NeuronConfig.model_validate(neuron or {}).model_dump()
-        self.hidden_neuron = NeuronConfig.model_validate(hidden_neuron or {}).model_dump()
+        self.neuron, self.hidden_neuron = _neuron("neuron", neuron), _neuron("hidden_neuron", hidden_neuron)
         self.wkv_backend, self.wkv_chunk = wkv_backend, wkv_chunk
         self.tie_word_embeddings = tie_word_embeddings
         super().__init__(**kwargs)
+
+
+def _neuron(name: str, fields: dict[str, Any] | None) -> dict[str, Any]:
+    """Every field of a NeuronConfig."""
+    try:
+        return NeuronConfig.model_validate(fields or {}).model_dump()
+    except ValidationError as error:
+        raise ValueError(str(explain(error, lambda _: name, NeuronConfig))) from error

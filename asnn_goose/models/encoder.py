@@ -4,7 +4,8 @@ Shapes: B texts, L tokens, E teacher channels, V classes.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from asnn_goose.assets import ASSETS, fetch
 from asnn_goose.errors import UserError
 from asnn_goose.huggingface import import_transformers, quiet_transformers
-from asnn_goose.models.pretrained import weights_fingerprint
+from asnn_goose.models.pretrained import block_list, block_output, weights_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,8 +77,26 @@ class Encoder:
         for layer in layers:
             if not 0 <= layer <= self.num_layers:
                 raise UserError(f"teacher {self.name!r} has no layer {layer}: choose 0 to {self.num_layers}")
-        output = self.model(input_ids=input_ids, attention_mask=mask.long(), output_hidden_states=True)
-        return {layer: output.hidden_states[layer] for layer in layers}
+        with self._last_block() as last:
+            output = self.model(input_ids=input_ids, attention_mask=mask.long(), output_hidden_states=True)
+        states = [*output.hidden_states[:-1], *(last or output.hidden_states[-1:])]
+        return {layer: states[layer] for layer in layers}
+
+    @contextmanager
+    def _last_block(self) -> Iterator[list[Tensor]]:
+        """Within it a pass adds what the last block gives, if there is a list of blocks to find it by.
+
+        Of a body with a final norm, transformers' own last hidden state has gone through that norm already.
+        """
+        last: list[Tensor] = []
+        found = block_list(self.model)
+        blocks = [] if found is None else found[1][-1:]
+        hooks = [block.register_forward_hook(lambda _block, _, out: last.append(block_output(out))) for block in blocks]
+        try:
+            yield last
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _require_eval(self) -> None:
         if self.model.training:

@@ -158,6 +158,7 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         output_hidden_states: bool = False,
         logits_to_keep: int = 0,
+        num_items_in_batch: Tensor | int | None = None,
         **_,
     ) -> GooseCausalLMOutput:
         """Logits for the next token of every position.
@@ -166,15 +167,21 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
             input_ids: [B, L]; with ``state`` only the tokens that the state has not seen.
             attention_mask: [B, L], 0 on padding. Padding belongs on the left when the state is carried on.
             state: as returned by an earlier call.
-            labels: [B, L], unshifted, -100 where ignored; the loss is the token-mean cross-entropy in nats.
+            labels: [B, L], unshifted, -100 where ignored; the loss is the token-mean cross-entropy in nats, 0 where no
+                token counts.
             logits_to_keep: only the last so many positions; 0: all.
+            num_items_in_batch: labels that count in all the micro-batches of an optimiser step, by which the loss is
+                divided in the place of this one's (transformers' Trainer gives it).
         """
         backbone = self.model(input_ids, attention_mask, state, output_hidden_states)
         last_BLC = backbone.last_hidden_state[:, -logits_to_keep:]
         logits_BLV = self.lm_head(last_BLC if self.narrow is None else self.narrow(last_BLC))
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits_BLV[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            targets_N = labels[:, 1:].flatten()
+            total = F.cross_entropy(logits_BLV[:, :-1].float().flatten(0, 1), targets_N, reduction="sum")
+            counted = (targets_N != -100).sum().clamp_min(1)
+            loss = total / (counted if num_items_in_batch is None else num_items_in_batch)
         return GooseCausalLMOutput(loss, logits_BLV, backbone.state, backbone.hidden_states)
 
     def prepare_inputs_for_generation(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from asnn_goose.assets import ASSETS
 from asnn_goose.cache import remembered_sha256
@@ -123,3 +124,17 @@ def _weight_files(name: str, source: str) -> list[Path]:
         if index.is_file():
             return [folder / part for part in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     raise UserError(f"{name!r} has no model.safetensors or pytorch_model.bin in {folder}: save it with save_pretrained")
+
+
+def block_list(model: "PreTrainedModel") -> tuple[nn.Module, nn.ModuleList] | None:
+    """The outermost list with as many entries as there are layers, and the module that holds it; None without one."""
+    for parent in model.modules():
+        for child in parent.children():
+            if isinstance(child, nn.ModuleList) and len(child) == model.config.num_hidden_layers:
+                return parent, child
+    return None
+
+
+def block_output(output: "Tensor | tuple[Tensor, ...]") -> Tensor:
+    """The residual stream in what a block returns: some give their attention weights beside it."""
+    return output[0] if isinstance(output, tuple) else output

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from asnn_goose.config.hardware import native_bfloat16
 from asnn_goose.errors import UserError
-from asnn_goose.models.pretrained import local_folder, read_causal_lm, weights_fingerprint
+from asnn_goose.models.pretrained import block_list, block_output, local_folder, read_causal_lm, weights_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -134,7 +134,7 @@ class Teacher:
             into[layer] = arguments[0] if arguments else keywords["hidden_states"]
 
         def after(_block, _arguments, output):
-            into[layer] = output[0] if isinstance(output, tuple) else output
+            into[layer] = block_output(output)
 
         if layer == 0:
             return self._blocks[0].register_forward_pre_hook(before, with_kwargs=True)
@@ -264,9 +264,9 @@ def _require_causal(teacher: Teacher) -> None:
 
 
 def _blocks(name: str, model: "PreTrainedModel") -> tuple[nn.Module, nn.ModuleList]:
-    """The list of blocks, the outermost with as many entries as there are layers, and the module that holds it."""
-    for parent in model.modules():
-        for child in parent.children():
-            if isinstance(child, nn.ModuleList) and len(child) == model.config.num_hidden_layers:
-                return parent, child
-    raise UserError(f"teacher {name!r} ({type(model).__name__}) has no list of blocks: use a decoder-only transformer")
+    found = block_list(model)
+    if found is None:
+        raise UserError(
+            f"teacher {name!r} ({type(model).__name__}) has no list of blocks: use a decoder-only transformer"
+        )
+    return found

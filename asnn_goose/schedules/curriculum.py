@@ -260,7 +260,7 @@ class Curriculum:
 
 def _increments(volumes: Sequence[float]) -> list[Fraction]:
     """What each stage adds to the one before."""
-    if not volumes:
+    if len(volumes) == 0:
         raise ValueError("a curriculum needs at least one stage: give the volumes, for example 0.25, 0.5, 0.75, 1")
     shown = ", ".join(map(str, volumes))
     if any(b <= a for a, b in pairwise([0.0, *volumes])):

@@ -28,9 +28,9 @@ def reverse_gradient(x: Tensor, strength: float) -> Tensor:
     """x itself; its gradient is multiplied by -strength, strength = lambda >= 0.
 
     Raises:
-        ValueError: strength is negative, which would turn the adversary into a helper.
+        ValueError: strength is negative, which would turn the adversary into a helper, or NaN.
     """
-    if strength < 0:
+    if not strength >= 0.0:
         raise ValueError(f"lambda must be at least 0 (the reversal supplies the minus sign), not {strength}")
     return _Reverse.apply(x, strength)
 
@@ -42,12 +42,12 @@ class LearnableTemperature(nn.Module):
     parameter through T_adversarial is multiplied by -lam: only the distillation term may use it. The anchor and the
     logs use T_plain, since an anchor inside the reversal would push T away instead of back.
 
-    The sigmoid keeps a slope (in float32 while raw < 16), where a clamp would leave a temperature beyond its bound
-    without gradient.
+    The sigmoid keeps a slope at every raw value, where a clamp would leave a temperature beyond its bound without
+    gradient.
 
     Args:
         init: T at the start, strictly between the bounds.
-        low, high: bounds of T, never reached.
+        low, high: bounds of T, reached only by rounding; low is at least 0.
     """
 
     def __init__(self, init: float, low: float, high: float):
@@ -76,7 +76,7 @@ class InstanceTemperature(nn.Module):
 
     Args:
         init: T at the start, strictly between the bounds.
-        low, high: bounds of T, never reached.
+        low, high: bounds of T, reached only by rounding; low is at least 0.
         channels: C, of both models' states together.
         scope: sequence or token.
         hidden: width of the hidden layer.
@@ -98,7 +98,7 @@ class InstanceTemperature(nn.Module):
         """Both temperatures of every position; ``mask`` says which count in a window's mean."""
         x = features_BLC.detach().float()
         if self.scope == "sequence":
-            counted = mask_BL[..., None]
+            counted = mask_BL.bool()[..., None]
             # Not multiplied: what a masked position holds may be NaN.
             x = x.masked_fill(~counted, 0.0).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp_min(1)
         raw_BL = self.out(F.silu(self.hidden(x))).squeeze(-1).expand(mask_BL.shape)
@@ -116,6 +116,8 @@ def normalised_states(student_BLE: Tensor, teacher_BLE: Tensor) -> Tensor:
 
 
 def _require_between(init: float, low: float, high: float) -> None:
+    if low < 0.0:
+        raise ValueError(f"low must be at least 0, not {low}: a temperature is above 0")
     if not low < init < high:
         raise ValueError(f"init ({init}) must lie strictly between low ({low}) and high ({high})")
 
@@ -128,7 +130,9 @@ def _raw(init: float, low: float, high: float) -> float:
 
 
 def _bounded(raw: Tensor, low: float, high: float) -> Tensor:
-    return low + (high - low) * torch.sigmoid(raw)
+    # From the nearer bound: beyond 16, sigmoid(raw) is 1 in float32 and its derivative s (1 - s) is 0.
+    span = high - low
+    return torch.where(raw > 0, high - span * torch.sigmoid(-raw), low + span * torch.sigmoid(raw))
 
 
 class MinimisedTemperature(nn.Module):

@@ -184,6 +184,12 @@ def test_what_is_no_distribution_is_refused(bad):
         encode(torch.full((1, 9), -math.inf), 2)
 
 
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_no_rows_are_no_rows(k):
+    rows = encode(torch.zeros(0, 9), k)
+    assert rows.shape == (0, row_bytes(9, k)) and decode(rows, 9, k)[0].shape == (0, k)
+
+
 def test_k_below_one_and_rows_of_another_k_are_refused():
     with pytest.raises(ValueError, match="at least 1, not 0"):
         encode(torch.zeros(1, 9), 0)

@@ -139,6 +139,9 @@ def test_nothing_to_count_is_refused():
         fit_unigram(np.array([], dtype=np.int64), 4)
     with pytest.raises(ValueError, match="pair"):
         fit_bigram(np.array([1]), 4)
+    for fit in (fit_unigram, fit_bigram):
+        with pytest.raises(ValueError, match=r"tokens must lie in 0\.\.4, not 1\.\.9"):
+            fit(np.array([1, 9]), 5)
     with pytest.raises(ValueError, match="predict"):
         perplexity(Unigram(np.ones(1)), [(np.zeros((2, 1), dtype=np.int64), np.ones((2, 1), dtype=bool))])
 

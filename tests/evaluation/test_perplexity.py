@@ -147,6 +147,13 @@ def test_another_number_of_states_than_batches_is_refused():
         _compare(teacher=_states(E_TEACHER, 2)[:1])
 
 
+def test_a_set_that_predicts_nothing_is_refused_and_nan_stays_nan():
+    with pytest.raises(ValueError, match="no token is predicted: give windows with two or more tokens"):
+        _compare(batches=[Batch(b.input_ids, torch.zeros_like(b.mask)) for b in _batches()])
+    far, none = _windows(np.array([1e9]), np.ones(1)), _windows(np.array([np.nan]), np.ones(1))
+    assert far.student_ppl == far.teacher_ppl == math.inf and math.isnan(none.student_ppl)
+
+
 # The interval
 
 

@@ -35,6 +35,21 @@ PARTS: dict[str, Any] = {
         ({"mask": torch.ones(6, dtype=torch.int64)}, r"one bool for each of 6 rows, not \(6,\) of torch.int64"),
         ({"temperature": 0.0}, "temperature must be above 0, not 0"),
         ({"temperature": math.nan}, "temperature must be above 0, not nan"),
+        ({"temperature": math.inf}, "temperature must be finite, not inf"),
+        ({"hidden_ND": torch.zeros(6, 4)}, r"hidden has 4 channels, and the head \(5,\)"),
+        ({"teacher_hidden_NE": torch.zeros(6, 3)}, r"teacher hidden has 3 channels, and its head \(4,\)"),
+        ({"targets_N": torch.zeros(6)}, r"one token id for each of 6 rows, not \(6,\) of torch.float32"),
+        *(
+            ({"weights": {name: 1.0}, "options": {name: given}}, message)
+            for name, given, message in (
+                ("tail_bucket_kl", {"k": 0}, "k must be at least 1, not 0"),
+                ("tcs", {"k": -2}, "k must be at least 1, not -2"),
+                ("jensen_shannon", {"beta": 1.0}, "beta must lie strictly between 0 and 1, not 1.0"),
+                ("skew_kl", {"skew": 1.0}, r"skew must lie in \[0, 1\), not 1.0"),
+                ("skew_kl", {"beta": 0.5}, "skew_kl takes skew and reverse, not beta"),
+                ("forward_kl", {"foo": 1}, "forward_kl takes no options, not foo"),
+            )
+        ),
         ({"temperature": torch.ones(7)}, r"temperature must be one number, or one for each of 6 rows, not \(7,\)"),
         ({"temperature": torch.tensor([1.0, 1, -2, 1, 1, 1])}, "temperature must be above 0, not -2"),
     ],

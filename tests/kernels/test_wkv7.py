@@ -208,6 +208,9 @@ def test_a_decay_that_a_chunk_cannot_hold_is_refused():
     for options in ({"backend": "torch_chunk", "chunk_size": 16}, {"backend": "reference"}, {"backend": "native"}, {}):
         for found, exact in zip(run(tensors, **options), wanted, strict=True):
             assert relative_to_largest(found, exact) <= 5e-6
+    tensors[1][0, 3, 0, 2] = -100.0
+    with pytest.raises(ValueError, match=r"which over chunk_size 1 overflows torch.float32: use another backend$"):
+        run(tensors, backend="torch_chunk", chunk_size=1)
     # Growth overflows on the other side.
     tensors[1][0, 3, 0, 2] = 5.0
     with pytest.raises(ValueError, match=r"\|log_w\| reaches 5"):

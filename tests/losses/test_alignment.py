@@ -45,7 +45,8 @@ def test_pkd_is_twice_the_cosine_loss():
 def test_the_normalised_form_does_not_see_size_and_offset():
     s, t = normal(5, 16), normal(5, 16, seed=1)
     wanted = normalised_mse(s, t).item()
-    assert normalised_mse(300 * s + 7, t - 50).item() == pytest.approx(wanted, rel=1e-3)
+    for size in (1e-6, 300.0):
+        assert normalised_mse(size * s + 7 * size, size * t - 50 * size).item() == pytest.approx(wanted, rel=1e-9)
     outlier = t.clone()
     outlier[:, 3] += 1000.0
     assert mse(s, outlier) > 10_000 and normalised_mse(s, outlier) < 4.0
@@ -74,6 +75,26 @@ def test_equal_states_cost_nothing_and_zeros_give_no_nan(name: str):
     loss = ALL[name](zeros, torch.zeros(3, 5))
     loss.backward()
     assert loss.isfinite() and zeros.grad is not None and zeros.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [pkd, cosine, normalised_mse])
+def test_a_state_without_direction_is_not_pushed(loss):
+    """The limit of the gradient at 0 is 1 / |s|: infinite, in the direction of whatever rounding left."""
+    for student in (torch.zeros(2, 5), torch.full((2, 5), 0.1) if loss is normalised_mse else torch.zeros(2, 5)):
+        student.requires_grad_()
+        value = loss(student, normal(2, 5).float())
+        value.backward()
+        assert value.item() == pytest.approx(1.0, rel=1e-6)
+        assert student.grad is not None and student.grad.eq(0).all()
+
+
+def test_a_channel_that_the_teacher_does_not_use_adds_nothing():
+    s, t = normal(6, 3), normal(6, 3, seed=1)
+    t[:, 1] = 0.0
+    wanted = ((s - t).square().mean(0) / t.square().mean(0))[[0, 2]].sum() / 3
+    assert channel_mse(s, t).item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert channel_mse(1e-9 * s, 1e-9 * t).item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert channel_mse(s, torch.zeros(6, 3)).item() == 0.0
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -68,7 +68,7 @@ def test_invariances(debiased: bool):
     value = linear_cka(x, y, debiased)
     rotation = torch.linalg.qr(normal(4, 4, seed=5)).Q
     order = torch.randperm(12, generator=torch.Generator().manual_seed(6))
-    for changed in (x @ rotation, 7.0 * x, x + 100.0):
+    for changed in (x @ rotation, 7.0 * x, x + 100.0, 1e-9 * x, 1e30 * x):
         torch.testing.assert_close(linear_cka(changed, y, debiased), value, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(linear_cka(x[order], y[order], debiased), value, rtol=1e-9, atol=1e-12)
     stretched = x * float64([1, 1, 1, 20])
@@ -102,9 +102,37 @@ def test_a_side_that_does_not_vary_has_similarity_0_without_gradient():
     assert x.grad is not None and x.grad.eq(0).all()
 
 
-def test_large_states_do_not_overflow_float32():
-    x = 1e4 * normal(500, 64, seed=11).float()
-    assert linear_cka(x, x).item() == pytest.approx(1.0, rel=1e-5)
+@pytest.mark.parametrize("size", [1e-15, 1e-4, 1e4, 1e15])
+def test_no_size_of_the_states_is_beyond_float32(size: float):
+    x, y = normal(500, 64, seed=11).float(), normal(500, 8, seed=12).float()
+    y[:, 0] += x[:, 0]
+    assert linear_cka(size * x, size * x).item() == pytest.approx(1.0, rel=1e-5)
+    wanted = linear_cka(x.double(), y.double(), debiased=True).item()
+    assert linear_cka(size * x, y / size, debiased=True).item() == pytest.approx(wanted, rel=1e-3)
+    leaf = (size * x).requires_grad_()
+    linear_cka(leaf, y).backward()
+    assert leaf.grad is not None and size * leaf.grad.norm() > 1e-4
+
+
+def test_batches_of_unequal_size_keep_their_weights():
+    parts = [(normal(9, 3, seed=1), normal(9, 2, seed=2)), (5.0 * normal(9, 3, seed=3), 7.0 * normal(9, 2, seed=4))]
+    terms = np.array([[value.item() for value in hsic(x, y)] for x, y in parts]).mean(0)
+    found = minibatch_cka(parts, debiased=False).item()
+    assert found == pytest.approx(terms[0] / np.sqrt(terms[1] * terms[2]), rel=1e-12)
+
+
+def test_autocast_changes_nothing():
+    x, y = normal(40, 16, seed=1).float(), normal(40, 8, seed=2).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cka(x, y, debiased=True)
+    assert torch.equal(found, linear_cka(x, y, debiased=True))
+
+
+def test_rounding_of_equal_rows_is_no_variation():
+    x = torch.full((7, 3), 0.1, requires_grad=True)
+    value = linear_cka(x, normal(7, 2, seed=10).float())
+    value.backward()
+    assert value.item() == 0.0 and x.grad is not None and x.grad.eq(0).all()
 
 
 @pytest.mark.parametrize("debiased", [False, True])

@@ -186,8 +186,9 @@ def test_cross_entropy_by_hand():
 def test_a_target_outside_the_vocabulary_is_refused():
     """Counted in the mean but worth nothing, an unmasked -100 would make the loss too small."""
     for wrong in (-100, 3):
-        with pytest.raises(RuntimeError, match=f"index {wrong} is out of bounds"):
+        with pytest.raises(ValueError, match=f"targets hold the token {wrong}, outside a vocabulary of 3: mask its"):
             cross_entropy(torch.zeros(2, 3), torch.tensor([0, wrong]))
+        assert cross_entropy(torch.zeros(2, 3), torch.tensor([0, wrong]), torch.tensor([1, 0])).item() > 1.0
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,8 @@ def test_a_target_outside_the_vocabulary_is_refused():
             lambda x: forward_kl(x, x, temperature=torch.ones(2, 2, 1)),
             r"temperature \(2, 2, 1\) must be one number, or",
         ),
-        (lambda x: forward_kl(x, x, temperature=torch.ones(2, 3)), r"or broadcast to \(2, 3, 1\)"),
+        (lambda x: forward_kl(x, x, temperature=torch.ones(3, 2)), r"or broadcast to \(2, 3, 1\)"),
+        (lambda x: forward_kl(x, x, temperature=math.inf), "temperature must be finite, not inf"),
         (lambda x: cross_entropy(x, x[..., 0].long().T), r"targets \(3, 2\) must have the logits' leading shape"),
         (
             lambda x: cross_entropy(x, x[..., 0].long(), torch.ones(3, 2)),

@@ -51,6 +51,14 @@ def test_tiles_masks_and_gradients_equal_one_piece():
     assert all(grad[~mask].eq(0).all() for grad in grads)
 
 
+def test_layers_that_change_nothing_have_cosine_0_and_no_gradient():
+    same = normal(3, 5).requires_grad_()
+    _, derivative = dynamics_rows([same, same], [normal(3, 5, seed=1), normal(3, 5, seed=2)])
+    assert derivative.tolist() == [1.0, 1.0, 1.0]
+    (grad,) = torch.autograd.grad(derivative.sum(), same)
+    assert grad.eq(0).all()
+
+
 def test_a_shallow_layer_cannot_train_the_head():
     head = normal(5, 3).requires_grad_()
     states = [normal(4, 3, seed=i).requires_grad_() for i in (1, 2)]

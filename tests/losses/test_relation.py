@@ -69,6 +69,30 @@ def test_masks_blocks_and_heads_equal_the_loop(block: int | None):
     assert student.grad is not None and student.grad.isfinite().all() and student.grad[~mask].eq(0).all()
 
 
+def test_padding_that_holds_nan_stays_out_of_value_and_gradients():
+    student, teacher, mask = normal(2, 4, 6), normal(2, 4, 6, seed=1), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    wanted = relation_kl(student, teacher, 2, mask).item()
+    student[0, 3], teacher[0, 3] = torch.nan, torch.nan
+    student.requires_grad_()
+    value = relation_kl(student, teacher, 2, mask)
+    value.backward()
+    assert value.item() == wanted
+    assert student.grad is not None and student.grad.isfinite().all() and student.grad[0, 3].eq(0).all()
+
+
+def test_autocast_changes_nothing():
+    student, teacher = normal(2, 4, 6), normal(2, 4, 6, seed=1)
+
+    def losses() -> list[Tensor]:
+        pooled = student[:, 0], teacher[:, 0]
+        return [relation_kl(student, teacher, 2), rkd_angle(*pooled), rkd_distance(*pooled), info_nce(*pooled)]
+
+    wanted = losses()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
 def test_an_empty_mask_gives_0_with_a_graph():
     student = normal(1, 3, 4).requires_grad_()
     loss = relation_kl(student, normal(1, 3, 4, seed=1), 2, torch.zeros(1, 3))
@@ -134,6 +158,8 @@ def test_info_nce_finds_its_own():
         (lambda: relation_kl(normal(1, 3, 6), normal(1, 3, 4), 0), "0 relation heads do not divide"),
         (lambda: relation_kl(normal(1, 3, 6), normal(1, 4, 6), 2), "cannot be related"),
         (lambda: relation_kl(normal(1, 3, 6), normal(1, 3, 6), 2, block=0), "block must be at least 1 token, not 0"),
+        (lambda: rkd_distance(normal(3, 6), normal(2, 6)), r"rows \(3, 6\) \(student\) and \(2, 6\) .* as many"),
+        (lambda: rkd_angle(normal(0, 6), normal(0, 6)), "must be one or more"),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(call, message: str):

@@ -75,6 +75,21 @@ def test_the_tail_bucket_is_never_above_the_full_divergence(logits: list[float],
         assert bucket == pytest.approx(full, rel=1e-10, abs=1e-13)
 
 
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_tokens_banned_in_both_models_leave_no_trace(k: int):
+    """Value and gradients of two models over three tokens of which one is banned are those over the other two."""
+    T = float64(2.0).requires_grad_()
+    few = float64([0.5, -1.0]).requires_grad_()
+    wanted = tail_bucket_kl(few, float64([2.0, 0.0]), k, temperature=T)
+    gradients = torch.autograd.grad(wanted, [few, T])
+    s, t = float64([0.5, -1.0, -torch.inf]).requires_grad_(), float64([2.0, 0.0, -torch.inf])
+    found = tail_bucket_kl(s, t, k, temperature=T)
+    slope, slope_in_T = torch.autograd.grad(found, [s, T])
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert slope.tolist() == pytest.approx([*gradients[0].tolist(), 0.0], abs=1e-12)
+    assert slope_in_T.item() == pytest.approx(gradients[1].item(), abs=1e-12)
+
+
 def test_k_of_one_ties_masks_and_the_gradient_of_the_tail():
     s = float64([[0.1, 0.2, 0.3], [1.0, 0.0, 0.0]]).requires_grad_()
     t = float64([[1.0, 1.0, 1.0], [2.0, 0.0, 1.0]])
@@ -101,9 +116,13 @@ def test_random_sampling_is_unbiased_by_enumeration(power: float):
         expected_value += probability * value
         expected_gradient += probability * np.array(gradient)
     q = torch.softmax(student, -1)
-    # random_sampling_ce works in float32.
-    assert expected_value == pytest.approx(-(p * q.log()).sum().item(), rel=1e-6)
-    assert expected_gradient.tolist() == pytest.approx((q - p).tolist(), abs=1e-6)
+    assert expected_value == pytest.approx(-(p * q.log()).sum().item(), rel=1e-12)
+    assert expected_gradient.tolist() == pytest.approx((q - p).tolist(), abs=1e-12)
+
+
+def test_a_banned_token_is_never_drawn_not_even_by_power_0():
+    ids, weights = draw_targets(float64([1.0, -torch.inf, 0.0]), 100, 0.0, torch.Generator().manual_seed(0))
+    assert set(ids.tolist()) == {0, 2} and weights.isfinite().all()
 
 
 def test_draws_have_the_teachers_frequencies_and_variance():
@@ -133,6 +152,10 @@ def test_draws_have_the_teachers_frequencies_and_variance():
         ),
         (lambda: random_sampling_ce(UNIFORM, torch.tensor([0, 1]), torch.ones(1)), "must be one row for each"),
         (lambda: random_sampling_ce(UNIFORM, torch.tensor([0]), torch.ones(1), temperature=0.0), "above 0, not 0.0"),
+        (
+            lambda: random_sampling_ce(UNIFORM, torch.tensor([0]), torch.ones(1), torch.ones(2)),
+            r"mask \(2,\) must have",
+        ),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(call, message: str):

@@ -102,6 +102,16 @@ def test_a_decoder_gets_a_token_to_pad_with(tmp_path, tiny_teacher):
     torch.testing.assert_close(found[1:], alone, rtol=0, atol=1e-5)  # float32
 
 
+def test_a_decoders_last_state_is_its_blocks_and_not_its_norms(tiny_teacher):
+    encoder = load_encoder(str(tiny_teacher))
+    ids_BL, mask_BL = _batch()
+    last = encoder.num_layers
+    states = encoder.states(ids_BL, mask_BL, (last - 1, last))
+    normed = encoder.model(ids_BL, mask_BL.long()).last_hidden_state
+    torch.testing.assert_close(encoder.model.norm(states[last]), normed, rtol=0, atol=0)
+    assert not torch.allclose(states[last], normed)
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [

@@ -180,6 +180,16 @@ def test_without_reversal_it_climbs_to_the_bound_and_with_it_it_stops_inside():
     assert maximised[-1] == pytest.approx(1.0835880, abs=1e-4)
 
 
+@pytest.mark.parametrize("raw", [-60.0, -20.0, 0.0, 17.0, 60.0])
+def test_every_raw_value_has_the_sigmoids_slope(raw: float):
+    module = LearnableTemperature(2.0, 1.0, 5.0)
+    with torch.no_grad():
+        module.raw.fill_(raw)
+    _, plain = module(1.0)
+    exact = 4.0 / (1.0 + math.exp(-abs(raw))) * (math.exp(-abs(raw)) / (1.0 + math.exp(-abs(raw))))
+    assert slope(plain, module.raw) == pytest.approx(exact, rel=1e-5)
+
+
 @pytest.mark.parametrize(("raw", "sign"), [(12.0, 1.0), (-12.0, -1.0)])
 def test_far_outside_the_anchor_still_pulls(raw: float, sign: float):
     """A clamp has no slope there: exp(theta).clamp(1, 10) at 12 has R = 6.4 and gradient 0, and at 9.9 15.642."""
@@ -238,6 +248,10 @@ def test_bad_input():
             ValueError, match=rf"init \({init}\) must lie strictly between low \(1.0\) and high \(5.0\)"
         ):
             LearnableTemperature(init, 1.0, 5.0)
+    with pytest.raises(ValueError, match=r"lambda must be at least 0 .*, not nan"):
+        reverse_gradient(torch.ones(1), math.nan)
+    with pytest.raises(ValueError, match="low must be at least 0, not -3"):
+        LearnableTemperature(2.0, -3.0, 5.0)
     with pytest.raises(ValueError, match=r"must start \(5\) before it ends \(5\)"):
         cosine_lambda(1, 5, 5)
 

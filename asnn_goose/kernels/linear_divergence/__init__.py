@@ -8,7 +8,13 @@ from torch import Tensor
 
 from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
 from asnn_goose.kernels.linear_divergence.reference import sums_reference
-from asnn_goose.kernels.linear_divergence.rows import FORMULAS, ce_rows, check_temperature, forward_kl_rows
+from asnn_goose.kernels.linear_divergence.rows import (
+    FORMULAS,
+    ce_rows,
+    check_options,
+    check_temperature,
+    forward_kl_rows,
+)
 from asnn_goose.kernels.linear_divergence.teacher import dense_teacher, sparse_teacher
 from asnn_goose.kernels.linear_divergence.tiled import TiledSums
 from asnn_goose.kernels.linear_divergence.tiles import CLOSED_FORM
@@ -77,8 +83,9 @@ def linear_divergence(
     weights = {"forward_kl": 1.0} if weights is None else dict(weights)
     options = {} if options is None else options
     temperature = temperature if isinstance(temperature, Tensor) else torch.tensor(temperature, dtype=torch.float64)
+    temperature = temperature.reshape(()) if temperature.numel() == 1 else temperature
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
-    _check(hidden_ND, targets_N, weights, options, temperature, mask)
+    _check(hidden_ND, weight_VD, targets_N, weights, options, temperature, mask)
     names = tuple(weights)
     if teacher_topk is not None and teacher_hidden_NE is None and teacher_weight_VE is None:
         teacher = sparse_teacher(teacher_topk, N, names, options)
@@ -103,19 +110,25 @@ def linear_divergence(
     return dict(zip(names, sums.unbind(), strict=True)), hidden_ND.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _check(hidden_ND, targets_N, weights, options, temperature, mask) -> None:
+def _check(hidden_ND, weight_VD, targets_N, weights, options, temperature, mask) -> None:
     unknown = sorted(set(weights) - set(DIVERGENCES))
     if unknown or not weights:
         raise ValueError(f"weights must name some of {DIVERGENCES}, not {unknown}")
     if set(options) - set(weights):
         raise ValueError(f"options name {sorted(set(options) - set(weights))}, which have no weight")
+    for name, given in options.items():
+        check_options(name, given)
     if "ce" in weights and targets_N is None:
         raise ValueError("the divergence ce needs targets_N")
     N = hidden_ND.shape[0]
     if hidden_ND.ndim != 2:
         raise ValueError(f"hidden must be a matrix of one state per row, not {tuple(hidden_ND.shape)}")
-    if targets_N is not None and targets_N.shape != (N,):
-        raise ValueError(f"targets must be one token id for each of {N} rows, not {tuple(targets_N.shape)}")
+    if hidden_ND.shape[1:] != weight_VD.shape[1:]:
+        raise ValueError(f"hidden has {hidden_ND.shape[1]} channels, and the head {tuple(weight_VD.shape)[1:]}")
+    if targets_N is not None and (targets_N.shape != (N,) or targets_N.is_floating_point()):
+        raise ValueError(
+            f"targets must be one token id for each of {N} rows, not {tuple(targets_N.shape)} of {targets_N.dtype}"
+        )
     if mask is not None and (mask.shape != (N,) or mask.dtype != torch.bool):
         raise ValueError(f"mask must be one bool for each of {N} rows, not {tuple(mask.shape)} of {mask.dtype}")
     if temperature.shape not in ((), (N,)):

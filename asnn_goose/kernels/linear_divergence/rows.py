@@ -12,6 +12,8 @@ Shapes: N rows, V vocabulary, K kept tokens.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +23,29 @@ from asnn_goose.kernels.linear_divergence.tail import log_tail
 
 
 def check_temperature(temperature: Tensor) -> None:
-    """Raises ValueError unless every T is above 0."""
-    outside = temperature.detach()[~(temperature.detach() > 0)]
+    """Raises ValueError unless every T is above 0 and finite."""
+    given = temperature.detach()
+    outside = given[~((given > 0) & given.isfinite())]
     if outside.numel():
-        raise ValueError(f"temperature must be above 0, not {outside[0].item():g}")
+        wanted = "finite" if outside[0] == math.inf else "above 0"
+        raise ValueError(f"temperature must be {wanted}, not {outside[0].item():g}")
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option that the divergence ``name`` does not take, or a value that it has none for."""
+    known = OPTIONS.get(name, ())
+    if set(options) - set(known):
+        takes = f"takes {' and '.join(known)}" if known else "takes no options"
+        raise ValueError(f"{name} {takes}, not {', '.join(sorted(set(options) - set(known)))}")
+    beta, skew, k = options.get("beta", 0.5), options.get("skew", 0.1), options.get("k", 1)
+    if not 0.0 < beta < 1.0:
+        raise ValueError(
+            f"beta must lie strictly between 0 and 1, not {beta}: use forward_kl or reverse_kl at the ends"
+        )
+    if not 0.0 <= skew < 1.0:
+        raise ValueError(f"skew must lie in [0, 1), not {skew}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
 
 
 def _wide(logits_NV: Tensor) -> Tensor:
@@ -44,13 +65,39 @@ def _times_square(rows_N: Tensor, temperature: Tensor | float) -> Tensor:
     return rows_N * (scale.squeeze(-1) if scale.ndim else scale)
 
 
-def _relative_entropy(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:
-    """KL(a || b) [N]; entries with a = 0 add nothing, also where b is 0."""
+class _RelativeEntropy(torch.autograd.Function):
+    """sum a log(a/b) - a + b of each row, from the logarithms: KL(a || b) of two distributions, whose sums are equal.
+
+    No term is negative, and an error of the partition functions enters squared instead of at full size, where T^2 would
+    multiply it. As one operation it keeps two arrays for the backward pass, where autograd would keep ten.
+    """
+
+    @staticmethod
+    def forward(ctx, log_a_NV, log_b_NV):
+        ctx.save_for_backward(log_a_NV, log_b_NV)
+        a_NV, gap_NV, rest_NV = _gap_and_rest(log_a_NV, log_b_NV)
+        return (a_NV * gap_NV + rest_NV).sum(-1)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        a_NV, gap_NV, rest_NV = _gap_and_rest(*ctx.saved_tensors)
+        grad_N1 = grad_outputs[0][:, None]
+        return grad_N1 * (a_NV * gap_NV), grad_N1 * rest_NV
+
+
+def _gap_and_rest(log_a_NV: Tensor, log_b_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(a, log(a/b), b - a), the gap as 0 where a = 0; b - a keeps its digits where the two are close."""
     a_NV = log_a_NV.exp()
-    alive_NV = a_NV > 0
     # Selected before the product: 0 * -inf is NaN in the value and in the gradient.
-    gap_NV = torch.where(alive_NV, log_a_NV, 0.0) - torch.where(alive_NV, log_b_NV, 0.0)
-    return (a_NV * gap_NV).sum(-1)
+    gap_NV = (log_a_NV - log_b_NV).masked_fill(a_NV == 0, 0.0)
+    near_NV = (gap_NV.abs() < 1.0) & (a_NV > 0)
+    close_NV = a_NV * torch.expm1(-gap_NV.masked_fill(~near_NV, 0.0))
+    return a_NV, gap_NV, torch.where(near_NV, close_NV, log_b_NV.exp() - a_NV)
+
+
+def _relative_entropy(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:
+    """KL(a || b) [N] of two distributions; where a = 0 no more than b is added, which the others lack."""
+    return _RelativeEntropy.apply(log_a_NV, log_b_NV)
 
 
 def _on_support(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
@@ -59,11 +106,11 @@ def _on_support(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
 
 
 def _log_mixture(log_a_NV: Tensor, log_b_NV: Tensor, share: float) -> Tensor:
-    """log(share a + (1 - share) b), 0 < share < 1; where both are 0 it is 0, which no product sees."""
+    """log(share a + (1 - share) b), 0 < share < 1."""
     dead_NV = (log_a_NV == -torch.inf) & (log_b_NV == -torch.inf)
     # The derivative of logaddexp(-inf, -inf) is NaN, and times 0 it stays NaN.
     a_NV, b_NV = log_a_NV.masked_fill(dead_NV, 0.0), log_b_NV.masked_fill(dead_NV, 0.0)
-    return torch.logaddexp(a_NV + math.log(share), b_NV + math.log1p(-share))
+    return torch.logaddexp(a_NV + math.log(share), b_NV + math.log1p(-share)).masked_fill(dead_NV, -torch.inf)
 
 
 def forward_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
@@ -149,10 +196,18 @@ def _bucket_kl_rows(
     log_q_NV = _log_softmax(student_NV, temperature)
     log_q_NK = log_q_NV.gather(-1, kept_NK)
     if log_p_tail_N1 is not None:
-        # The complement's mass as a sum of its own terms: 1 - Q_K would lose it to rounding.
-        log_q_tail_N1 = log_q_NV.scatter(-1, kept_NK, -torch.inf).logsumexp(-1, keepdim=True)
+        log_q_tail_N1 = _log_complement(log_q_NV, kept_NK)
         log_p_NK, log_q_NK = torch.cat([log_p_NK, log_p_tail_N1], -1), torch.cat([log_q_NK, log_q_tail_N1], -1)
     return _times_square(_relative_entropy(log_p_NK, log_q_NK), temperature)
+
+
+def _log_complement(log_p_NV: Tensor, kept_NK: Tensor) -> Tensor:
+    """Log of the mass beyond the kept tokens [N, 1], -inf without a gradient where there is none."""
+    # A sum of the complement's own terms: 1 - P_K would lose it to rounding.
+    rest_NV = log_p_NV.scatter(-1, kept_NK, -torch.inf)
+    empty_N1 = (rest_NV == -torch.inf).all(-1, keepdim=True)
+    # The derivative of logsumexp over nothing is NaN, and times 0 it stays NaN.
+    return rest_NV.masked_fill(empty_N1, 0.0).logsumexp(-1, keepdim=True).masked_fill(empty_N1, -torch.inf)
 
 
 def tail_bucket_kl_rows(
@@ -166,7 +221,7 @@ def tail_bucket_kl_rows(
     log_p_NV = _log_softmax(teacher_NV, temperature)
     V = log_p_NV.shape[-1]
     kept_NK = log_p_NV.detach().topk(min(k, V), -1).indices
-    tail_N1 = None if k >= V else log_p_NV.scatter(-1, kept_NK, -torch.inf).logsumexp(-1, keepdim=True)
+    tail_N1 = None if k >= V else _log_complement(log_p_NV, kept_NK)
     return _bucket_kl_rows(student_NV, kept_NK, log_p_NV.gather(-1, kept_NK), tail_N1, temperature)
 
 
@@ -206,7 +261,7 @@ def tcs_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float
 
 
 def ce_rows(student_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy -log softmax(s)[target] at temperature 1; a target outside the vocabulary, -100 too, raises."""
+    """Cross-entropy -log softmax(s)[target] at temperature 1; targets within the vocabulary."""
     return -F.log_softmax(_wide(student_NV), -1).gather(-1, targets_N[:, None]).squeeze(-1)
 
 
@@ -221,3 +276,11 @@ FORMULAS = {
     "tcs": tcs_rows,
 }
 """Divergences between student and teacher by name; ce stands apart, since it takes targets."""
+
+OPTIONS = {
+    "jensen_shannon": ("beta",),
+    "skew_kl": ("skew", "reverse"),
+    "tail_bucket_kl": ("k",),
+    "tcs": ("k",),
+}
+"""What a divergence takes beside logits and temperature."""

@@ -48,6 +48,8 @@ def dense_teacher(hidden_NE: Tensor, weight_VE: Tensor, N: int, V: int) -> Dense
         raise ValueError(f"heads of {V} and {weight_VE.shape[0]} tokens cannot be compared")
     if hidden_NE.ndim != 2 or hidden_NE.shape[0] != N:
         raise ValueError(f"teacher hidden must be a matrix of {N} rows, as hidden is, not {tuple(hidden_NE.shape)}")
+    if hidden_NE.shape[1:] != weight_VE.shape[1:]:
+        raise ValueError(f"teacher hidden has {hidden_NE.shape[1]} channels, and its head {tuple(weight_VE.shape)[1:]}")
     return DenseTeacher(hidden_NE, weight_VE)
 
 

@@ -122,8 +122,9 @@ def wkv7(
         chunk_size = min(chunk_size, r.shape[1])
         largest = log_w.detach().abs().max().item()
         if largest * chunk_size > _LARGEST_LOG[dtype]:
+            fits = int(_LARGEST_LOG[dtype] / largest)
             raise ValueError(
-                f"|log_w| reaches {largest:.3g}, which over chunk_size {chunk_size} overflows {dtype}: "
-                f"use a chunk_size of at most {max(1, int(_LARGEST_LOG[dtype] / largest))} or another backend"
+                f"|log_w| reaches {largest:.3g}, which over chunk_size {chunk_size} overflows {dtype}: use "
+                f"{f'a chunk_size of at most {fits} or ' if fits else ''}another backend"
             )
         return wkv7_chunk(r, log_w, k, v, a, b, state, chunk_size)

@@ -1,0 +1,47 @@
+"""Students under transformers' own Trainer: micro-batches that are accumulated take the step of the whole batch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from asnn_goose.models import GooseClassifierConfig, GooseConfig, GooseForCausalLM, GooseForSequenceClassification
+
+SHAPE: dict[str, Any] = {"vocab_size": 19, "hidden_size": 16, "num_hidden_layers": 1, "head_size": 8}
+
+
+def _language_model() -> tuple[Any, list[dict[str, Tensor]]]:
+    """With rows of 7, 3, 1 and 5 labels that count: a mean of the rows' means is another number."""
+    ids_BL = torch.randint(19, (4, 8), generator=torch.Generator().manual_seed(0))
+    labels_BL = ids_BL.masked_fill(torch.arange(8) > torch.tensor([[7], [3], [1], [5]]), -100)
+    rows = [{"input_ids": ids_L, "labels": labels_L} for ids_L, labels_L in zip(ids_BL, labels_BL, strict=True)]
+    return GooseForCausalLM(GooseConfig(**SHAPE)), rows
+
+
+def _classifier() -> tuple[Any, list[dict[str, Tensor]]]:
+    ids_BL = torch.randint(19, (4, 8), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": ids_L, "labels": torch.tensor(row % 3)} for row, ids_L in enumerate(ids_BL)]
+    return GooseForSequenceClassification(GooseClassifierConfig(**SHAPE, num_labels=3)), rows
+
+
+@pytest.mark.parametrize("make", [_language_model, _classifier])
+def test_accumulated_micro_batches_take_the_step_of_the_whole_batch(make, tmp_path: Path):
+    steps = []
+    for size in (4, 2, 1):
+        torch.manual_seed(0)
+        model, rows = make()
+        arguments = TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=size, gradient_accumulation_steps=4 // size, max_steps=1,
+            learning_rate=1.0, lr_scheduler_type="constant", optim="sgd", max_grad_norm=0.0, report_to=[],
+            save_strategy="no", use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        loss = Trainer(model=model, args=arguments, train_dataset=rows).train().training_loss  # pyright: ignore[reportArgumentType]
+        steps.append((loss, [p.detach().clone() for p in model.parameters()]))
+    (whole, wanted), *others = steps
+    for loss, found in others:
+        assert loss == pytest.approx(whole, rel=1e-5)
+        # float32 sums in another order.
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
