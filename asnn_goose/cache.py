@@ -41,7 +41,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise UserError(
                 f"the disk is full while writing {path}: {way_out}, and run again; what was written before is kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
             way_out = "set ASNN_GOOSE_CACHE to" if in_cache else "choose"
             raise UserError(f"cannot write {path} ({error.strerror}): {way_out} a folder you may write to") from error
         raise

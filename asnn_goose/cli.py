@@ -166,7 +166,7 @@ def _classifier_plan(experiment: ClassifierExperiment) -> str:
     lines = [
         f"{experiment.version}: {experiment.question}",
         f"change: {experiment.change}",
-        f"scale {train.scale}: {train.length * train.epochs:g} passes over task {experiment.task.name}, "
+        f"scale {train.scale}: passes over task {experiment.task.name}: {train.length * train.epochs:g}, "
         f"{train.batch_size} texts a step",
     ]
     if experiment.general is not None:

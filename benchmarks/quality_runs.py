@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from asnn_goose.config.schema import SPIKING, DataConfig, TeacherConfig, TrainConfig
+from asnn_goose.reporting.classifier_runs import is_classifier_run
 from asnn_goose.reporting.comparison import NEURON, FinishedRun, changed_settings, load_run
 from asnn_goose.reporting.seeds import SeedGroup, seed_groups
 from asnn_goose.reporting.statistics import Estimate, one_sample
@@ -38,12 +39,13 @@ class Pairing(NamedTuple):
 
 
 def committed(reports_root: Path) -> list[FinishedRun]:
-    """Every run that has a result.json below ``reports/<version>/<run_id>``, by path.
+    """Every language model's run that has a result.json below ``reports/<version>/<run_id>``, by path.
 
     Raises:
         UserError: a record is damaged.
     """
-    return [load_run(path.parent) for path in sorted(reports_root.glob("*/*/result.json"))]
+    folders = [path.parent for path in sorted(reports_root.glob("*/*/result.json"))]
+    return [load_run(folder) for folder in folders if not is_classifier_run(folder)]
 
 
 def on_reference_text(run: FinishedRun) -> bool:

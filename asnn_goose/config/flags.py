@@ -17,7 +17,7 @@ from asnn_goose.errors import UserError
 
 COMMAND_LINE = "command line"
 _SWITCHES = {
-    "dry-run": "Resolve and check everything, train nothing.",
+    "dry-run": "Resolve and check every setting, open nothing, train nothing.",
     "debug": "Show the traceback of an error.",
     "help": "Show this text and leave.",
 }

@@ -66,9 +66,9 @@ def _opening(run: ClassifierRun) -> list[str]:
         f"# {result.version} on {result.task.name}: scale {result.scale}, seed {result.seed}",
         "",
         f"**{run.experiment.question}** After {integer(result.texts_seen)} training texts the {kind} student, "
-        f"{result.student.blocks} RWKV-7 blocks, names {percent(test.accuracy)} of the test texts rightly (95 % "
-        f"interval {_interval(test)}), {beside} its fine-tuned teacher {teacher.name} "
-        f"does ({percent(teacher.test.accuracy)}). Always naming the commonest class would reach "
+        f"{result.student.blocks} RWKV-7 blocks, classifies {percent(test.accuracy)} of the test texts correctly (95 % "
+        f"interval {_interval(test)}), {beside} {teacher.name}, fine-tuned on the task, "
+        f"does ({percent(teacher.test.accuracy)}). Always predicting the most frequent class would reach "
         f"{percent(_majority(test))}.",
     ]
 

@@ -54,15 +54,21 @@ def recorded_classifiers(reports_root: Path, version: str = "*") -> list[Classif
 def seeds_alike(runs: Iterable[ClassifierRun]) -> list[tuple[ClassifierRun, ...]]:
     """Groups that differ in nothing but their seed, each seed's newest run, by seed; the largest group comes first.
 
+    Runs of one group had the same fine-tuned teacher: on another machine, or in another precision, another comes out.
+
     Args:
         runs: newest first; of groups of one size the one with the newest run comes first.
     """
     groups: list[list[ClassifierRun]] = []
     for run in runs:
-        home = next((group for group in groups if not changed_experiment(group[0].experiment, run.experiment)), None)
+        home = next((group for group in groups if _alike(group[0], run)), None)
         if home is None:
             groups.append([run])
         elif run.result.seed not in {other.result.seed for other in home}:
             home.append(run)
     groups.sort(key=len, reverse=True)
     return [tuple(sorted(group, key=lambda run: run.result.seed)) for group in groups]
+
+
+def _alike(one: ClassifierRun, other: ClassifierRun) -> bool:
+    return one.result.teacher == other.result.teacher and not changed_experiment(one.experiment, other.experiment)

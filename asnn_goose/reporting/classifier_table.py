@@ -26,8 +26,10 @@ REPEATED = ("training", "evaluation")
 class Difference(NamedTuple):
     """An arm against its parent, in accuracy, seed by seed."""
 
-    pairs: int
+    parents: float
+    """Mean accuracy of the parent's runs in the pairs."""
     accuracy: Estimate
+    """Of the differences."""
 
 
 def write_classifier_table(reports_root: Path) -> Path | None:
@@ -51,8 +53,10 @@ def _explanation() -> list[str]:
         "Test accuracy is read once, at the end of each run; means over seeds with Student's t-interval (95 %), of one "
         "seed the run's own by bootstrap over texts. An arm differs from its parent in the one change that its reports "
         "name; the difference is taken seed by seed, in points of accuracy, from runs of the parent that differ in "
-        "this change alone. A verdict needs a p-value below 0.05 after Holm's correction over the comparisons of the "
-        "task. The time is a run's mean without what all runs share: the teacher's fine-tuning and the first stage.",
+        "this change alone and learnt from the same fine-tuning of the teacher. Their mean stands beside the parent's "
+        "name; it is not that of the parent's own row where that has other seeds or another teacher. A verdict needs a "
+        "p-value below 0.05 after Holm's correction over the comparisons of the task. The time is a run's mean without "
+        "what all runs share: the teacher's fine-tuning and the first stage.",
     ]
 
 
@@ -97,18 +101,19 @@ def _with_interval(score: Score) -> str:
 def difference(arms: Arms, version: str) -> Difference | None:
     """Accuracy of an arm minus its parent's, over the seeds that both have; None without a pair.
 
-    Of the parent's groups the first counts whose settings differ from the arm's in nothing but the arm's own change.
+    Of the parent's groups the first counts that had the arm's teacher, and whose settings differ from the arm's in
+    nothing but the arm's own change.
     """
     runs = arms[version][0]
     for parents in arms.get(runs[0].result.parent or "", []):
-        if not _one_change(parents[0], runs[0]):
+        if parents[0].result.teacher != runs[0].result.teacher or not _one_change(parents[0], runs[0]):
             continue
         theirs = {run.result.seed: run.result.student.test.accuracy for run in parents}
-        pairs = [
-            run.result.student.test.accuracy - theirs[run.result.seed] for run in runs if run.result.seed in theirs
-        ]
-        if pairs:
-            return Difference(len(pairs), mean_of(np.array(pairs)))
+        ours = {run.result.seed: run.result.student.test.accuracy for run in runs}
+        both = sorted(theirs.keys() & ours.keys())
+        if both:
+            before, after = (np.array([found[seed] for seed in both]) for found in (theirs, ours))
+            return Difference(float(before.mean()), mean_of(after - before))
     return None
 
 
@@ -142,7 +147,7 @@ def _row(version: str, arms: Arms, found: Difference | None, p_value: float | No
         f"{percent(accuracy.value)} ({percent(low)} to {percent(high)})",
         percent(_mean([result.student.test.macro_f1 for result in results])),
         percent(_mean(ratios)) if ratios else "",
-        results[0].parent or "",
+        (results[0].parent or "") if found is None else f"{results[0].parent} ({percent(found.parents)})",
         "" if found is None else _points(found.accuracy),
         "" if p_value is None else number(p_value, 2),
         _verdict(results[0].parent, arms, found, p_value),

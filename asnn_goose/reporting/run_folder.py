@@ -59,7 +59,10 @@ def write_errors(path: Path) -> Iterator[None]:
                 f"The disk is full ({error.strerror}) at {path}: free some space, then go on with --resume; "
                 "what was written before is intact."
             ) from error
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another --run-dir.") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): choose another --run-dir, or set ASNN_GOOSE_RUNS "
+            "and ASNN_GOOSE_REPORTS to folders that you may write to."
+        ) from error
 
 
 class RunFolder:
@@ -230,5 +233,7 @@ def load_provenance(run_folder: Path) -> Provenance:
     path = run_folder / "provenance.json"
     try:
         return Provenance.model_validate_json(path.read_bytes())
+    except NotADirectoryError:
+        raise UserError(f"{run_folder} is a file: name the folder of a run.") from None
     except ValidationError as error:
         raise UserError(f"{path} is not readable ({error.errors()[0]['msg']}): start a new run.") from None

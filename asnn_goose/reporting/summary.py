@@ -60,7 +60,10 @@ def _seed_sentences(material: Material) -> list[str]:
     """The comparisons with the nearest ancestor and with the furthest, where two or more seeds are paired."""
     ends = dict.fromkeys([*material.over_seeds[:1], *material.over_seeds[-1:]])
     told = [_seed_sentence(material, against) for against in ends if against.delta.n > 1]
-    covered = "Intervals over seeds cover initialisation and data order, not the choice of test text."
+    covered = (
+        "Intervals over seeds cover initialisation and data order, not the choice of test text, and each is of one "
+        "comparison: the ladder's table corrects for their number."
+    )
     return [*told, covered] if told else []
 
 

@@ -1,5 +1,6 @@
 """The temperature in forward_kl: live in T^2 and in both softmaxes; oracle: finite differences of numpy float64."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -104,6 +105,24 @@ def test_float32_keeps_a_small_divergence(loss, T: float, tolerance: float):
     expected = loss(s.double(), t.double(), temperature=T).item()
     assert loss(s, t, temperature=T).item() == pytest.approx(expected, rel=tolerance, abs=1e-8 * T**2)
     assert 0.0 <= loss(t, t, temperature=T).item() <= 1e-12 * T**2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [60.0, 68.0, 70.0, 95.0, 110.0, 800.0])
+def test_a_token_that_one_side_finds_all_but_impossible(far: float, dtype: torch.dtype):
+    """Forward KL tends to log 2 for q = 1/2, and to far / 2 for p = 1/2; oracle: the closed form in Python's floats."""
+    sure, torn = torch.tensor([[far, 0.0]], dtype=dtype), torch.zeros(1, 2, dtype=dtype)
+    p = 1.0 / (1.0 + math.exp(-far))
+    forward = p * math.log(2 * p) + (1.0 - p) * (math.log(2.0) - far)
+    half = math.log1p(math.exp(-far)) + far / 2 - math.log(2.0)
+    for student, teacher, expected in ((torn, sure, forward), (sure, torn, half)):
+        student = student.clone().requires_grad_()
+        value = forward_kl(student, teacher)
+        value.backward()
+        # exp of a gap of up to 69, itself rounded to 24 bits.
+        assert value.item() == pytest.approx(expected, rel=69 * 2**-24)
+        gap = (student.detach().softmax(-1) - teacher.softmax(-1)).tolist()
+        assert student.grad is not None and student.grad.tolist()[0] == pytest.approx(gap[0], abs=1e-6)
 
 
 def test_banned_tokens_stay_banned():

@@ -137,11 +137,23 @@ def test_of_several_settings_those_with_most_seeds_count(record, tmp_path):
 def test_runs_with_another_teacher_are_named(record, tmp_path):
     for seed in range(3):
         record("v17_two_stage", seed, 80)
-        record("v17_no_stage1", seed, 78, teacher=90 if seed else 88)
+        record("v17_no_stage1", seed, 78, teacher=88)
     _rows(tmp_path)
     told = (tmp_path / "classification.md").read_text()
     assert "minilm reaches 90.0 % (85.0 % to 95.0 %); another" in told
-    assert "the one of v17_no_stage1 (seed 0), 88.0 % (83.0 % to 93.0 %)." in told
+    assert "the one of v17_no_stage1 (seed 0, 1, 2), 88.0 % (83.0 % to 93.0 %)." in told
+
+
+def test_an_arm_is_compared_with_runs_that_learnt_from_its_teacher(record, tmp_path):
+    for seed in range(3):
+        record("v17_two_stage", seed, 70 + seed, teacher=88)
+        record("v17_two_stage", seed, 80 + seed, hours=1)
+        record("v17_no_stage1", seed, 66 + seed, teacher=88)
+    rows = _rows(tmp_path)
+    assert rows["v17_two_stage"][3].startswith("81.0 %")
+    assert rows["v17_no_stage1"][6] == "v17_two_stage (71.0 %)" and rows["v17_no_stage1"][7].startswith("-4.0 ")
+    record("v17_exits", 0, 80, teacher=85)
+    assert "not comparable" in _rows(tmp_path)["v17_exits"]
 
 
 def test_what_all_runs_share_is_not_in_the_time_of_one(record, tmp_path):

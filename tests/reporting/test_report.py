@@ -156,7 +156,8 @@ def test_seeds_reach_the_report_and_the_list(make_run, tmp_path):
     assert (
         "Over 2 paired seeds the perplexity is 0.9128 times that of base (95 % interval 0.6954 to 1.198): no "
         "difference shown. Over 3 paired seeds the perplexity is 0.9108 times that of root (95 % interval 0.9075 to "
-        "0.9142): child helps. Intervals over seeds cover initialisation and data order, not the choice of test text. "
+        "0.9142): child helps. Intervals over seeds cover initialisation and data order, not the choice of test text, "
+        "and each is of one comparison: the ladder's table corrects for their number. "
         "After 20,480 training tokens" in report.read_text()
     )
     assert report.read_text() == write_report(last.path, reports, runs).read_text()

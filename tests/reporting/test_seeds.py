@@ -336,7 +336,10 @@ def told(make_experiment, tmp_path):
     return text
 
 
-COVERED = "Intervals over seeds cover initialisation and data order, not the choice of test text. "
+COVERED = (
+    "Intervals over seeds cover initialisation and data order, not the choice of test text, and each is of one "
+    "comparison: the ladder's table corrects for their number. "
+)
 
 
 def test_a_report_says_nothing_over_one_pair(make, told):

@@ -65,11 +65,15 @@ def _times_square(rows_N: Tensor, temperature: Tensor | float) -> Tensor:
     return rows_N * (scale.squeeze(-1) if scale.ndim else scale)
 
 
+FAINT = 1e-30
+"""Probabilities below it add nothing to a sum that any of the others is part of."""
+
+
 class _RelativeEntropy(torch.autograd.Function):
     """sum a log(a/b) - a + b of each row, from the logarithms: KL(a || b) of two distributions, whose sums are equal.
 
     No term is negative, and an error of the partition functions enters squared instead of at full size, where T^2 would
-    multiply it. As one operation it keeps two arrays for the backward pass, where autograd would keep ten.
+    multiply it. As one operation it keeps its inputs alone for the backward pass.
     """
 
     @staticmethod
@@ -86,13 +90,14 @@ class _RelativeEntropy(torch.autograd.Function):
 
 
 def _gap_and_rest(log_a_NV: Tensor, log_b_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(a, log(a/b), b - a), the gap as 0 where a = 0; b - a keeps its digits where the two are close."""
-    a_NV = log_a_NV.exp()
-    # Selected before the product: 0 * -inf is NaN in the value and in the gradient.
-    gap_NV = (log_a_NV - log_b_NV).masked_fill(a_NV == 0, 0.0)
-    near_NV = (gap_NV.abs() < 1.0) & (a_NV > 0)
-    close_NV = a_NV * torch.expm1(-gap_NV.masked_fill(~near_NV, 0.0))
-    return a_NV, gap_NV, torch.where(near_NV, close_NV, log_b_NV.exp() - a_NV)
+    """(a, log(a/b), b - a), the gap as 0 where a is FAINT; b - a keeps its digits where the two are close."""
+    a_NV, gap_NV = log_a_NV.exp(), log_a_NV - log_b_NV
+    faint_NV = a_NV < FAINT
+    if not faint_NV.any():
+        return a_NV, gap_NV, a_NV * gap_NV.neg().expm1_()
+    # Selected before the products: 0 * -inf is NaN in the value and in the gradient, and b/a overflows.
+    gap_NV = gap_NV.masked_fill_(faint_NV, 0.0)
+    return a_NV, gap_NV, torch.where(faint_NV, log_b_NV.exp(), a_NV * gap_NV.neg().expm1_())
 
 
 def _relative_entropy(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:
