@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -54,3 +56,14 @@ def test_its_classifiers_are_the_committed_ones():
             assert row.get(f"{task}: test accuracy", "") == accuracy, (name, task)
             assert row.get(f"{task}: of the teacher's", "") == found["of the teacher's"], (name, task)
             assert found["seeds"] in ["", *row.get("seeds", "").split(" / ")], (name, task)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs", "benchmarks", "reports"])
+def test_its_links_and_pictures_exist(page: str):
+    place = REPOSITORY / page
+    dead = []
+    for path in [place] if place.is_file() else sorted(place.rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
+            if "://" not in target and not (path.parent / target).exists():
+                dead.append(f"{path.relative_to(REPOSITORY)}: {target}")
+    assert dead == []

@@ -158,7 +158,8 @@ def _verdict_sentence(changes: Sequence[Effect]) -> str:
         told = f" ({_enumeration(names)})" if names and verdict in ("helps", "hurts") else ""
         if names or verdict != "one seed":
             parts.append(f"{len(names) or 'none'} {one if len(names) == 1 else several}{told}")
-    compared = f"Of {judged} version{'s' if judged > 1 else ''} compared with the parent that each changes"
+    versions = f"{judged} version{'s' if judged > 1 else ''}, controls not counted"
+    compared = f"Of {versions}, compared with the parent that each changes"
     text = f"{compared}, {_enumeration(parts)}"
     absent = sum(effect.summary is None for effect in changes)
     return f"{text}; {absent} {'has' if absent == 1 else 'have'} no run that counts." if absent else f"{text}."

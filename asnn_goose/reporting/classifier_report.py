@@ -27,7 +27,7 @@ def write_classifier_report(run_folder: Path, reports_root: Path) -> Path:
     parts = [
         _opening(run), _results(run), _figure(figures, "confusion", "Test texts; rows: labels."),
         _training(run, figures), _spikes(run, figures), _exits(run, figures), _data(run), _configuration(run),
-        provenance_section(files.provenance),
+        provenance_section(files.provenance, result.precision),
     ]  # fmt: skip
     report = target / "report.md"
     write_text(report, "\n\n".join("\n".join(part).strip() for part in parts if part) + "\n")

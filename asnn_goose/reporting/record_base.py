@@ -35,6 +35,8 @@ class RunRecord(Record):
     """Begin of the run."""
     steps: int
     """Optimiser steps."""
+    precision: str | None = None
+    """Of the matrix products in training: bfloat16 or float32; None in records from before it was kept."""
 
 
 R = TypeVar("R", bound=Record)

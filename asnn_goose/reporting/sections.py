@@ -208,10 +208,10 @@ def configuration(material: Material) -> list[str]:
 
 def provenance(material: Material) -> list[str]:
     """Code, libraries, machine, fingerprint and the command."""
-    return provenance_section(material.provenance)
+    return provenance_section(material.provenance, material.run.result.precision)
 
 
-def provenance_section(origin: Provenance) -> list[str]:
+def provenance_section(origin: Provenance, precision: str | None) -> list[str]:
     """The same, of any kind of run."""
     machine = origin.hardware
     rows = [["run", f"`{origin.run_id}`"], ["started", f"{origin.started:%Y-%m-%d %H:%M:%S} UTC"]]
@@ -224,6 +224,8 @@ def provenance_section(origin: Provenance) -> list[str]:
     ]
     if machine.gpu is not None:
         rows.append(["accelerator", machine.gpu])
+    if precision is not None:
+        rows.append(["matrix products in training", precision])
     rows.append(["software", ", ".join([f"python {origin.python}", *map(" ".join, origin.libraries.items())])])
     for session in origin.resumed:
         code = "" if session.commit == origin.commit and session.dirty == origin.dirty else ", with other code"

@@ -112,6 +112,7 @@ def measure(
         scale=experiment.train.scale,
         started=folder.provenance.started,
         steps=progress.step,
+        precision=setting.engine.precision,
         tokens_seen=progress.tokens,
         wall_seconds=wall(),
         seconds_by_phase={name: round(seconds, 2) for name, seconds in clock.seconds.items()},

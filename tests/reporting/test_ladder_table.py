@@ -11,8 +11,9 @@ from asnn_goose.reporting.ladder import read_ladder
 TABLE = """\
 # The ladder at scale cpu
 
-Of 1 version compared with the parent that each changes, 1 helps (child), none hurt and none show no difference; 1 has \
-no run that counts. A verdict needs a p-value below 0.05 after Holm's correction for the one comparison of the table. \
+Of 1 version, controls not counted, compared with the parent that each changes, 1 helps (child), none hurt and none \
+show no difference; 1 has no run that counts. \
+A verdict needs a p-value below 0.05 after Holm's correction for the one comparison of the table. \
 Closest to the teacher is child with a test perplexity of 200.0 (200.0 to 200.0), 5.00 times the teacher's. aa changes \
 nothing but the seeds of base: its ratio of 1.050 is what noise alone makes. 5 runs count, with 102,400 training \
 tokens and 0.726 hours of computing in all.

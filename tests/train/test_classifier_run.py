@@ -131,11 +131,13 @@ def test_the_record_counts_what_the_task_holds(finished):
     assert result.ratio_to_teacher == pytest.approx(test.accuracy / result.teacher.test.accuracy)
     assert result.spikes is not None and 0 < result.spikes.rate < 1
     assert result.energy is not None and result.energy.student_joules > 0
+    assert result.precision == "float32"
 
 
 def test_the_report_has_its_sections_and_figures(finished):
     (report,) = (finished.parents[2] / "reports" / "v17_two_stage").glob("*/report.md")
     text = report.read_text(encoding="utf-8")
+    assert "| matrix products in training | float32 |" in text
     assert [section for section in SECTIONS if section not in text] == []
     for name in ("confusion", "accuracy", "spikes", "raster"):
         assert f"]({name}.png)" in text and (report.parent / f"{name}.png").stat().st_size > 1000
