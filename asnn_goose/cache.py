@@ -41,7 +41,9 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise UserError(
                 f"the disk is full while writing {path}: {way_out}, and run again; what was written before is kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
+        # Some file systems, such as /proc, say of a folder that they make none that it does not exist.
+        no_folder = error.errno == errno.ENOENT and error.filename and path.is_relative_to(error.filename)
+        if no_folder or error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             way_out = "set ASNN_GOOSE_CACHE to" if in_cache else "choose"
             raise UserError(f"cannot write {path} ({error.strerror}): {way_out} a folder you may write to") from error
         raise

@@ -69,6 +69,14 @@ def test_a_cache_that_cannot_be_a_folder_is_one_sentence():
         pass
 
 
+def test_a_cache_below_what_takes_no_folders_is_one_sentence_and_a_lost_file_is_none(tmp_path):
+    told = pytest.raises(UserError, match=r"^cannot write /proc/nope/.*: choose a folder you may write to$")
+    with told, locked(Path("/proc/nope/cache/x")):
+        pass
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "x"):
+        (tmp_path / "lost").read_bytes()
+
+
 def test_a_lock_admits_one_at_a_time(tmp_path):
     inside, most, guard = 0, 0, threading.Lock()
 

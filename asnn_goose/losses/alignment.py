@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from asnn_goose.kernels.unit_length import unit_length
+from asnn_goose.losses.cka import ROUNDING
 from asnn_goose.losses.divergence import token_mean
 
 SILENT = 1e-12
@@ -26,17 +28,11 @@ def token_mask(mask_BL: Tensor, skip_first: bool = False) -> Tensor:
     return mask_BL.bool() & ~first_BL
 
 
-def direction(x: Tensor) -> Tensor:
-    """x / |x| over channels; 0 without a gradient where x is 0, which has none (its slope would be 1 / |x|)."""
-    norm = x.norm(dim=-1, keepdim=True)
-    return torch.where(norm > 0.0, x / norm.clamp_min(torch.finfo(x.dtype).tiny), 0.0)
-
-
 def standardised(x: Tensor) -> Tensor:
     """(x - mean) / deviation over channels; 0 without a gradient where all channels are alike, up to rounding."""
     centred = x - x.mean(-1, keepdim=True)
     deviation = centred.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-    varies = deviation > 16.0 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)
+    varies = deviation > ROUNDING * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)
     return torch.where(varies, centred / torch.where(varies, deviation, 1.0), 0.0)
 
 
@@ -87,12 +83,12 @@ def channel_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) ->
 def pkd(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """|s/|s| - t/|t||^2 = 2 - 2 cos(s, t), token mean (PKD, arXiv 1908.09355, whose code divides it by D)."""
 
-    return _compare(lambda s, t: (direction(s) - direction(t)).square().sum(-1), student, teacher, mask)
+    return _compare(lambda s, t: (unit_length(s) - unit_length(t)).square().sum(-1), student, teacher, mask)
 
 
 def cosine(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """1 - cos(s, t), token mean (DistilBERT, arXiv 1910.01108); blind to the states' size."""
-    return _compare(lambda s, t: 1.0 - (direction(s) * direction(t)).sum(-1), student, teacher, mask)
+    return _compare(lambda s, t: 1.0 - (unit_length(s) * unit_length(t)).sum(-1), student, teacher, mask)
 
 
 class Projector(nn.Module):

@@ -3,6 +3,8 @@
 Shapes: n tokens, d1 and d2 channels.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -61,12 +63,13 @@ def hsic(x_nd: Tensor, y_nd: Tensor, debiased: bool = False) -> tuple[Tensor, Te
     Raises:
         ValueError: not two matrices over the same tokens, fewer than 2 of them, or than 4 for ``debiased``.
     """
-    x_nd, y_nd = _check(x_nd, y_nd, 4 if debiased else 2)
+    return _products(*_centred_sides(x_nd, y_nd, debiased), debiased)
+
+
+def _centred_sides(x_nd: Tensor, y_nd: Tensor, debiased: bool) -> tuple[Tensor, Tensor]:
     # Centred in both cases: large common offsets would leave few digits.
-    x_nd, y_nd = _centred(x_nd), _centred(y_nd)
-    product = _unbiased_product if debiased else _product
-    with torch.autocast(x_nd.device.type, enabled=False):
-        return product(x_nd, y_nd), product(x_nd, x_nd), product(y_nd, y_nd)
+    x_nd, y_nd = _check(x_nd, y_nd, 4 if debiased else 2)
+    return _centred(x_nd), _centred(y_nd)
 
 
 def _centred(z_nd: Tensor) -> Tensor:
@@ -76,13 +79,16 @@ def _centred(z_nd: Tensor) -> Tensor:
     return centred_nd.masked_fill(centred_nd.detach().abs().amax(0) <= noise_d, 0.0)
 
 
-def _unit_scale(sides: list[Tensor]) -> list[Tensor]:
-    """One side of every batch, divided by the largest deviation among them: squares of squares stay within float32."""
-    with torch.no_grad():
-        wide = [z_nd if z_nd.dtype == torch.float64 else z_nd.float() for z_nd in sides]
-        largest = torch.stack([(z_nd - z_nd.mean(0)).abs().max() for z_nd in wide]).max()
-        scale = torch.where(largest > 0, largest, 1.0)
-    return [z_nd.to(scale.dtype) / scale for z_nd in sides]
+def _products(x_nd: Tensor, y_nd: Tensor, debiased: bool) -> tuple[Tensor, Tensor, Tensor]:
+    product = _unbiased_product if debiased else _product
+    with torch.autocast(x_nd.device.type, enabled=False):
+        return product(x_nd, y_nd), product(x_nd, x_nd), product(y_nd, y_nd)
+
+
+def _scale(sides: Iterable[Tensor]) -> Tensor:
+    """The largest deviation of one side over all batches: divided by it, squares of squares stay within float32."""
+    largest = torch.stack([z_nd.detach().abs().max() for z_nd in sides]).max()
+    return torch.where(largest > 0, largest, 1.0)
 
 
 def linear_cka(x_nd: Tensor, y_nd: Tensor, debiased: bool = False) -> Tensor:
@@ -108,8 +114,8 @@ def minibatch_cka(parts: list[tuple[Tensor, Tensor]], debiased: bool = True) -> 
     """
     if not parts:
         raise ValueError("minibatch_cka needs at least one batch")
-    for x_nd, y_nd in parts:
-        _check(x_nd, y_nd, 4 if debiased else 2)
-    scaled = zip(*(_unit_scale(list(sides)) for sides in zip(*parts, strict=True)), strict=True)
-    sums = [torch.stack(terms).mean() for terms in zip(*(hsic(x, y, debiased) for x, y in scaled), strict=True)]
+    centred = [_centred_sides(x_nd, y_nd, debiased) for x_nd, y_nd in parts]
+    scale_x, scale_y = (_scale(sides) for sides in zip(*centred, strict=True))
+    products = [_products(x_nd / scale_x, y_nd / scale_y, debiased) for x_nd, y_nd in centred]
+    sums = [torch.stack(terms).mean() for terms in zip(*products, strict=True)]
     return _ratio(sums[0], sums[1], sums[2])

@@ -150,10 +150,5 @@ def cross_entropy(student_logits: Tensor, targets: Tensor, mask: Tensor | None =
             f"targets {tuple(targets.shape)} must have the logits' leading shape {tuple(student_logits.shape[:-1])}"
         )
     check_mask(student_logits, mask)
-    V = student_logits.shape[-1]
-    outside = ((targets < 0) | (targets >= V)) & (True if mask is None else mask.bool())
-    if outside.any():
-        raise ValueError(
-            f"targets hold the token {targets[outside][0].item()}, outside a vocabulary of {V}: mask its position"
-        )
+    rows.check_ids("targets hold", targets if mask is None else targets[mask.bool()], student_logits.shape[-1])
     return token_mean(rows.ce_rows, student_logits, targets, mask=mask)

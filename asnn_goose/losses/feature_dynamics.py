@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from asnn_goose.losses.alignment import direction
+from asnn_goose.kernels.unit_length import unit_length
 from asnn_goose.losses.cka import linear_cka
 from asnn_goose.losses.tiles import tiled_sum
 
@@ -34,7 +34,7 @@ def dynamics_rows(student_NV: Sequence[Tensor], teacher_NV: Sequence[Tensor]) ->
     gaps = [(t.exp() * (t - s)).sum(-1) for s, t in zip(y_s, y_t, strict=True)]
     turns = []
     for s0, s1, t0, t1 in zip(y_s, y_s[1:], y_t, y_t[1:], strict=False):
-        turns.append(1.0 - (direction(t1 - t0) * direction(s1 - s0)).sum(-1))
+        turns.append(1.0 - (unit_length(t1 - t0) * unit_length(s1 - s0)).sum(-1))
     trajectory = torch.stack(gaps).mean(0)
     return trajectory, torch.stack(turns).mean(0) if turns else torch.zeros_like(trajectory)
 

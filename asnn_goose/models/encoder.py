@@ -4,18 +4,17 @@ Shapes: B texts, L tokens, E teacher channels, V classes.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asnn_goose.assets import ASSETS, fetch
 from asnn_goose.errors import UserError
 from asnn_goose.huggingface import import_transformers, quiet_transformers
-from asnn_goose.models.pretrained import block_list, block_output, weights_fingerprint
+from asnn_goose.models.pretrained import block_list, capturing, weights_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,26 +76,12 @@ class Encoder:
         for layer in layers:
             if not 0 <= layer <= self.num_layers:
                 raise UserError(f"teacher {self.name!r} has no layer {layer}: choose 0 to {self.num_layers}")
-        with self._last_block() as last:
-            output = self.model(input_ids=input_ids, attention_mask=mask.long(), output_hidden_states=True)
-        states = [*output.hidden_states[:-1], *(last or output.hidden_states[-1:])]
-        return {layer: states[layer] for layer in layers}
-
-    @contextmanager
-    def _last_block(self) -> Iterator[list[Tensor]]:
-        """Within it a pass adds what the last block gives, if there is a list of blocks to find it by.
-
-        Of a body with a final norm, transformers' own last hidden state has gone through that norm already.
-        """
-        last: list[Tensor] = []
         found = block_list(self.model)
-        blocks = [] if found is None else found[1][-1:]
-        hooks = [block.register_forward_hook(lambda _block, _, out: last.append(block_output(out))) for block in blocks]
-        try:
-            yield last
-        finally:
-            for hook in hooks:
-                hook.remove()
+        blocks, last = (nn.ModuleList(), ()) if found is None else (found[1], (self.num_layers,))
+        with capturing(blocks, last) as hidden:
+            output = self.model(input_ids=input_ids, attention_mask=mask.long(), output_hidden_states=True)
+        states = dict(enumerate(output.hidden_states)) | hidden
+        return {layer: states[layer] for layer in layers}
 
     def _require_eval(self) -> None:
         if self.model.training:

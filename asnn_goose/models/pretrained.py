@@ -4,11 +4,14 @@ import difflib
 import hashlib
 import json
 import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from asnn_goose.assets import ASSETS
 from asnn_goose.cache import remembered_sha256
@@ -135,6 +138,28 @@ def block_list(model: "PreTrainedModel") -> tuple[nn.Module, nn.ModuleList] | No
     return None
 
 
-def block_output(output: "Tensor | tuple[Tensor, ...]") -> Tensor:
-    """The residual stream in what a block returns: some give their attention weights beside it."""
-    return output[0] if isinstance(output, tuple) else output
+@contextmanager
+def capturing(blocks: nn.ModuleList, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """Within it a pass fills the mapping with the residual stream at each layer: 0 is what goes into the first block.
+
+    Hooks, since the last of transformers' own hidden_states has gone through a final norm already where there is one.
+    """
+    hidden: dict[int, Tensor] = {}
+    hooks = [_capture(blocks, layer, hidden) for layer in set(layers)]
+    try:
+        yield hidden
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _capture(blocks: nn.ModuleList, layer: int, into: dict[int, Tensor]) -> RemovableHandle:
+    def before(_block, arguments, keywords):
+        into[layer] = arguments[0] if arguments else keywords["hidden_states"]
+
+    def after(_block, _arguments, output):
+        into[layer] = output[0] if isinstance(output, tuple) else output
+
+    if layer == 0:
+        return blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+    return blocks[layer - 1].register_forward_hook(after)

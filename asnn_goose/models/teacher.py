@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from asnn_goose.config.hardware import native_bfloat16
 from asnn_goose.errors import UserError
-from asnn_goose.models.pretrained import block_list, block_output, local_folder, read_causal_lm, weights_fingerprint
+from asnn_goose.models.pretrained import block_list, capturing, local_folder, read_causal_lm, weights_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -120,25 +120,8 @@ class Teacher:
                 raise UserError(
                     f"teacher {self.name!r} has no layer {layer}: choose 0 (embedding) to {self.num_layers}"
                 )
-        hidden: dict[int, Tensor] = {}
-        hooks = [self._capture(layer, hidden) for layer in set(layers)]
-        try:
+        with capturing(self._blocks, layers) as hidden:
             yield hidden
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _capture(self, layer: int, into: dict[int, Tensor]):
-        # Hooks: the last of transformers' own hidden_states has gone through the final norm already.
-        def before(_block, arguments, keywords):
-            into[layer] = arguments[0] if arguments else keywords["hidden_states"]
-
-        def after(_block, _arguments, output):
-            into[layer] = block_output(output)
-
-        if layer == 0:
-            return self._blocks[0].register_forward_pre_hook(before, with_kwargs=True)
-        return self._blocks[layer - 1].register_forward_hook(after)
 
     @property
     def embedding_weight_VE(self) -> Tensor:

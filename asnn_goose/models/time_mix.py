@@ -13,19 +13,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from asnn_goose.kernels.unit_length import unit_length
 from asnn_goose.kernels.wkv7 import LOG_W_MIN, wkv7
 from asnn_goose.models.channel_mix import shifted
 from asnn_goose.models.spiking import Membranes, SpikingLinear
 
 GROUP_NORM_EPS = 64e-5
 """RWKV-7's epsilon of the norm over each head's output."""
-
-
-def unit_length(x: Tensor) -> Tensor:
-    """x / ||x|| over the last dimension, and 0 without a gradient where x is 0: a token none of whose channels fired
-    has no direction, and the limit of the gradient, 1 / ||x||, is infinite."""
-    norm = x.norm(dim=-1, keepdim=True)
-    return torch.where(norm > 0.0, x / norm.clamp_min(torch.finfo(x.dtype).tiny), 0.0)
 
 
 class TimeMixState(NamedTuple):

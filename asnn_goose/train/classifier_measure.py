@@ -3,7 +3,7 @@
 Shapes: N texts, B texts of a batch, L tokens, I classifiers, V classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from asnn_goose.config.schema import SPIKING
 from asnn_goose.data.corpora import SPLITS
 from asnn_goose.evaluation import energy
-from asnn_goose.evaluation.classification import Scored
+from asnn_goose.evaluation.classification import Scored, score
 from asnn_goose.evaluation.firing import SiteFiring, measure_firing, spike_raster
 from asnn_goose.models.classification import first_sure
 from asnn_goose.models.encoder import HEAD
@@ -46,9 +46,11 @@ def measure_classifier(
     """Evaluate on validation text and once on test text; save the student; return the record."""
     experiment, student, taught = setting.experiment, setting.module.student, setting.finetuned
     validation = clock.time("evaluation", lambda: predictions(setting, setting.texts["validation"]))
-    test = clock.time("evaluation", lambda: predictions(setting, setting.texts["test"]))
+    logits_NIV = clock.time("evaluation", lambda: every_logits(setting))
+    labels_N, classes = setting.texts["test"].labels_N, len(setting.task.labels)
+    test = score(labels_N, logits_NIV[:, -1].argmax(1).numpy(), classes)
     sites = clock.time("evaluation", lambda: _firing(setting))
-    exits = clock.time("evaluation", lambda: measure_exits(setting)) if experiment.student.exits else ()
+    exits = measure_exits(logits_NIV, labels_N, list(student.places)) if experiment.student.exits else ()
     raster = clock.time("evaluation", lambda: _raster(setting, folder))
     save_model(student, setting.tokenizer, folder)
     labels = setting.task.labels
@@ -127,25 +129,33 @@ def _firing(setting: ClassifierSetting) -> list[SiteFiring]:
         return measure_firing(setting.module.student, setting.module.student, batches)
 
 
-def measure_exits(setting: ClassifierSetting) -> tuple[ExitResult, ...]:
-    """What early exits give, from one pass of every test text through all blocks.
-
-    A text's logits at an exit do not depend on later blocks, so one pass tells where it leaves at any confidence.
-    """
-    texts, student = setting.texts["test"], setting.module.student
-    places, classes = list(student.places), len(setting.task.labels)
+def every_logits(setting: ClassifierSetting) -> Tensor:
+    """[N, I, V] of every classifier on the test texts, the deepest one's last, from one pass through all blocks."""
+    student, classes = setting.module.student, len(setting.task.labels)
 
     def every_exit(ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         output = student(ids_BL, mask_BL)
-        return torch.cat([output.exit_logits, output.logits[:, None]], 1).flatten(1)
+        deepest_B1V = output.logits[:, None]
+        every_BIV = deepest_B1V if output.exit_logits is None else torch.cat([output.exit_logits, deepest_B1V], 1)
+        return every_BIV.flatten(1)
 
+    classifiers = len(student.places)
     with setting.engine.looking(setting.module):
-        logits_NI = class_logits(every_exit, texts, len(places) * classes, setting.engine)
-    logits_NIV = logits_NI.unflatten(1, (len(places), classes))
+        logits_NI = class_logits(every_exit, setting.texts["test"], classifiers * classes, setting.engine)
+    return logits_NI.unflatten(1, (classifiers, classes))
+
+
+def measure_exits(logits_NIV: Tensor, labels_N: np.ndarray, places: Sequence[int]) -> tuple[ExitResult, ...]:
+    """What early exits give: a text's logits at an exit do not depend on later blocks, so they tell where it leaves.
+
+    Args:
+        logits_NIV: see :func:`every_logits`.
+        places: the block behind which each classifier stands, counted from 1.
+    """
     found = []
     for confidence in CONFIDENCES:
         exit_N = first_sure(logits_NIV, confidence)
-        right_N = logits_NIV[torch.arange(len(exit_N)), exit_N].argmax(-1).numpy() == texts.labels_N
+        right_N = logits_NIV[torch.arange(len(exit_N)), exit_N].argmax(-1).numpy() == labels_N
         depth_N = np.array(places)[exit_N]
         found.append(
             ExitResult(confidence=confidence, accuracy=right_N.mean().item(), mean_depth=depth_N.mean().item())

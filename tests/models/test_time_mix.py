@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from asnn_goose.kernels.unit_length import unit_length
 from asnn_goose.models import GooseConfig
-from asnn_goose.models.time_mix import TimeMix, TimeMixState, low_rank, unit_length
+from asnn_goose.models.time_mix import TimeMix, TimeMixState, low_rank
 
 B, L, C, D = 2, 19, 24, 8
 H = C // D

@@ -22,7 +22,7 @@ from asnn_goose.reporting.classifier_record import ClassifierResult
 from asnn_goose.reporting.record_base import read_result
 from asnn_goose.reporting.run_folder import RunFolder
 from asnn_goose.train import general
-from asnn_goose.train.classifier_measure import measure_exits
+from asnn_goose.train.classifier_measure import every_logits, measure_exits
 from asnn_goose.train.classifier_setting import prepare_classifier
 from tests.conftest import logger_put_back, write_texts
 from tests.models.test_encoder import save_bert
@@ -255,7 +255,7 @@ def test_exits_are_measured_as_the_student_leaves(place, tmp_path, monkeypatch):
         for weight in student.classifiers.parameters():
             weight.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(1))
     depths = set()
-    for found in measure_exits(setting):
+    for found in measure_exits(every_logits(setting), texts.labels_N, list(student.places)):
         batch = texts.batch(list(range(len(texts.ids))))
         left = student.early_exit(batch.input_ids, batch.mask, found.confidence)
         assert found.mean_depth == left.mean_depth

@@ -11,6 +11,7 @@ from asnn_goose.kernels.linear_divergence.reference import sums_reference
 from asnn_goose.kernels.linear_divergence.rows import (
     FORMULAS,
     ce_rows,
+    check_ids,
     check_options,
     check_temperature,
     forward_kl_rows,
@@ -98,9 +99,9 @@ def linear_divergence(
         targets_N = None if targets_N is None else targets_N[mask]
         temperature = temperature[mask] if temperature.ndim else temperature
     if "ce" in weights and targets_N is not None:
-        _check_ids("targets_N", targets_N, V)
+        check_ids("targets_N holds", targets_N, V)
     if teacher_topk is not None:
-        _check_ids("teacher_topk", teacher[0], V)
+        check_ids("teacher_topk holds", teacher[0], V)
     choice = choose("linear_divergence", BACKENDS, backend, device=weight_VD.device, dtype=weight_VD.dtype, names=names)
     log_choice("linear_divergence", choice)
     if choice == "reference":
@@ -134,9 +135,3 @@ def _check(hidden_ND, weight_VD, targets_N, weights, options, temperature, mask)
     if temperature.shape not in ((), (N,)):
         raise ValueError(f"temperature must be one number, or one for each of {N} rows, not {tuple(temperature.shape)}")
     check_temperature(temperature)
-
-
-def _check_ids(argument: str, ids: Tensor, V: int) -> None:
-    outside = ids[(ids < 0) | (ids >= V)]
-    if outside.numel():
-        raise ValueError(f"{argument} holds the token {int(outside[0])}, outside a vocabulary of {V}: mask its row")

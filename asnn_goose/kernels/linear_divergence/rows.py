@@ -31,6 +31,13 @@ def check_temperature(temperature: Tensor) -> None:
         raise ValueError(f"temperature must be {wanted}, not {outside[0].item():g}")
 
 
+def check_ids(holder: str, ids: Tensor, V: int) -> None:
+    """Raises ValueError for a token outside the vocabulary; ``holder`` begins the sentence: "targets hold"."""
+    outside = ids[(ids < 0) | (ids >= V)]
+    if outside.numel():
+        raise ValueError(f"{holder} the token {int(outside[0])}, outside a vocabulary of {V}: mask its row")
+
+
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Raises ValueError for an option that the divergence ``name`` does not take, or a value that it has none for."""
     known = OPTIONS.get(name, ())

@@ -1,0 +1,14 @@
+"""Directions of vectors, with a gradient that exists everywhere."""
+
+import torch
+from torch import Tensor
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension, and 0 without a gradient where x is 0.
+
+    A vector of zeros, such as a token none of whose channels fired, has no direction, and the limit of the gradient,
+    1 / |x|, is infinite.
+    """
+    norm = x.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0.0, x / norm.clamp_min(torch.finfo(x.dtype).tiny), 0.0)
