@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from asnn_goose.kernels.unit_length import unit_length
+
 
 def _pairwise(states_PD: Tensor) -> Tensor:
     """Distances [P, P]; 0 on the diagonal, with a gradient of 0 there."""
@@ -49,7 +51,7 @@ def rkd_angle(student_PD: Tensor, teacher_PE: Tensor) -> Tensor:
     _check_rows(student_PD, teacher_PE)
     cosines = []
     for states in (student_PD.float(), teacher_PE.detach().float()):
-        directions = F.normalize(states[None] - states[:, None], dim=-1)
+        directions = unit_length(states[None] - states[:, None])
         with torch.autocast(directions.device.type, enabled=False):
             cosines.append(directions @ directions.mT)
     return F.smooth_l1_loss(cosines[0], cosines[1])
@@ -66,7 +68,7 @@ def info_nce(student_PD: Tensor, teacher_PD: Tensor, temperature: float = 0.1) -
             f"{tuple(teacher_PD.shape)}"
         )
     with torch.autocast(student_PD.device.type, enabled=False):
-        scores = F.normalize(student_PD.float(), dim=-1) @ F.normalize(teacher_PD.detach().float(), dim=-1).T
+        scores = unit_length(student_PD.float()) @ unit_length(teacher_PD.detach().float()).T
     return F.cross_entropy(scores / temperature, torch.arange(len(scores), device=scores.device))
 
 

@@ -3,14 +3,16 @@
 from pathlib import Path
 
 from asnn_goose.reporting.classifier_plots import plot_accuracy, plot_confusion, plot_exits
-from asnn_goose.reporting.classifier_record import Score
+from asnn_goose.reporting.classifier_record import ClassifierResult, Score
 from asnn_goose.reporting.classifier_runs import ClassifierRun, load_classifier_run, recorded_classifiers
+from asnn_goose.reporting.comparison import changed_experiment
 from asnn_goose.reporting.markdown import duration, integer, number, percent, quantity, table
 from asnn_goose.reporting.metrics import Metrics, read_metrics, series
 from asnn_goose.reporting.plots import plot_raster, plot_spikes
+from asnn_goose.reporting.provenance import Provenance
 from asnn_goose.reporting.records import keep_records, read_raster
 from asnn_goose.reporting.run_folder import RunFolder, write_text
-from asnn_goose.reporting.sections import provenance_section
+from asnn_goose.reporting.sections import configuration_section, provenance_section
 
 
 def write_classifier_report(run_folder: Path, reports_root: Path) -> Path:
@@ -26,8 +28,8 @@ def write_classifier_report(run_folder: Path, reports_root: Path) -> Path:
     figures = _draw(run, metrics, target)
     parts = [
         _opening(run), _results(run), _figure(figures, "confusion", "Test texts; rows: labels."),
-        _training(run, figures), _spikes(run, figures), _exits(run, figures), _data(run), _configuration(run),
-        provenance_section(files.provenance, result.precision),
+        _training(run, figures), _spikes(run, figures), _exits(run, figures), _data(run),
+        _configuration(run, files.provenance, reports_root), provenance_section(files.provenance, result.precision),
     ]  # fmt: skip
     report = target / "report.md"
     write_text(report, "\n\n".join("\n".join(part).strip() for part in parts if part) + "\n")
@@ -69,8 +71,20 @@ def _opening(run: ClassifierRun) -> list[str]:
         f"{result.student.blocks} RWKV-7 blocks, classifies {percent(test.accuracy)} of the test texts correctly (95 % "
         f"interval {_interval(test)}), {beside} {teacher.name}, fine-tuned on the task, "
         f"does ({percent(teacher.test.accuracy)}). Always predicting the most frequent class would reach "
-        f"{percent(_majority(test))}.",
+        f"{percent(_majority(test))}.{_leaving(result)}",
     ]
+
+
+def _leaving(result: ClassifierResult) -> str:
+    if not result.exits:
+        return ""
+    first, *_, last = result.exits
+    accuracies = [found.accuracy for found in result.exits]
+    return (
+        f" Where a text leaves at the first classifier that is {first.confidence:g} to {last.confidence:g} sure, "
+        f"{number(first.mean_depth, 3)} to {number(last.mean_depth, 3)} blocks read it in the mean, and "
+        f"{percent(min(accuracies))} to {percent(max(accuracies))} of the texts are classified correctly."
+    )
 
 
 def _interval(score: Score) -> str:
@@ -174,8 +188,17 @@ def _data(run: ClassifierRun) -> list[str]:
     ]
 
 
-def _configuration(run: ClassifierRun) -> list[str]:
-    return ["## Configuration", "", f"{run.experiment.change} All settings: [config.yaml](config.yaml)."]
+def _configuration(run: ClassifierRun, origin: Provenance, reports_root: Path) -> list[str]:
+    """Beside the parent's run on the same task and scale whose settings are nearest, the newest of them."""
+    result = run.result
+    parents = [] if result.parent is None else recorded_classifiers(reports_root, result.parent)
+    changes = [
+        changed_experiment(other.experiment, run.experiment)
+        for other in parents
+        if (other.result.task.name, other.result.scale) == (result.task.name, result.scale)
+    ]
+    differing = (result.parent, min(changes, key=len)) if result.parent is not None and changes else None
+    return configuration_section(run.experiment, differing, origin)
 
 
 def _index(version: str, reports_root: Path) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from asnn_goose.config import AnyExperiment
 from asnn_goose.config.schema import SPIKING
 from asnn_goose.reporting.comparison import FinishedRun, changed_settings
 from asnn_goose.reporting.markdown import duration, fenced, integer, mebibytes, number, percent, quantity, table
@@ -191,17 +192,30 @@ def alarms(material: Material) -> list[str]:
 
 def configuration(material: Material) -> list[str]:
     """The version's change, every setting that differs from the parent's run, and the overrides."""
-    lines = ["## Configuration", "", f"{material.run.experiment.change} All settings: [config.yaml](config.yaml).", ""]
-    if material.parent is not None:
-        differing = changed_settings(material.parent, material.run)
-        rows = [[f"`{key}`", _setting(old), _setting(new)] for key, (old, new) in differing.items()]
-        name = material.parent.result.version
+    run, parent = material.run, material.parent
+    differing = None if parent is None else (parent.result.version, changed_settings(parent, run))
+    return configuration_section(run.experiment, differing, material.provenance)
+
+
+def configuration_section(
+    experiment: AnyExperiment, differing: tuple[str, Mapping[str, tuple[Any, Any]]] | None, origin: Provenance
+) -> list[str]:
+    """The same, of any kind of run.
+
+    Args:
+        differing: the parent, and what differs from a run of it, see
+            :func:`~asnn_goose.reporting.comparison.changed_settings`; None: there is none to compare with.
+    """
+    lines = ["## Configuration", "", f"{experiment.change} All settings: [config.yaml](config.yaml).", ""]
+    if differing is not None:
+        parent, settings = differing
+        rows = [[f"`{key}`", _setting(old), _setting(new)] for key, (old, new) in settings.items()]
         if rows:
-            lines += [*table(["setting", name, material.run.result.version], rows), ""]
+            lines += [*table(["setting", parent, experiment.version], rows), ""]
         else:
-            lines += [f"No setting differs from the run of {name}.", ""]
-    if material.provenance.overrides:
-        rows = [[f"`{key}`", _setting(value)] for key, value in material.provenance.overrides.items()]
+            lines += [f"No setting differs from the run of {parent}.", ""]
+    if origin.overrides:
+        rows = [[f"`{key}`", _setting(value)] for key, value in origin.overrides.items()]
         lines += ["Overrides on the command line:", "", *table(["setting", "value"], rows)]
     return lines
 

@@ -140,6 +140,16 @@ def test_equal_rows_give_no_nan(loss):
     assert value.isfinite() and student.grad is not None and student.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("loss", [rkd_angle, info_nce])
+def test_rows_without_a_direction_give_gradients_of_the_others_size(loss):
+    # Two rows at 0: neither they nor their difference point anywhere; x / max(|x|, epsilon) has a slope of 1 / epsilon.
+    student = normal(4, 3)
+    student[:2] = 0.0
+    student.requires_grad_()
+    loss(student, normal(4, 3, seed=1)).backward()
+    assert student.grad is not None and student.grad[2:].abs().max() > 0.0 and student.grad.abs().max() < 100.0
+
+
 def test_info_nce_finds_its_own():
     teacher = normal(6, 8)
     scores = torch.nn.functional.normalize(teacher, dim=-1)

@@ -236,12 +236,22 @@ def test_each_arm_runs(run):
         assert result.notes == () and result.parent == "v17_two_stage"
     dense = _result(run("v17_dense_twin"))
     assert dense.spikes is None and dense.raster is None
-    exits = _result(run("v17_exits", student__exits="[1]"))
-    assert [each.confidence for each in exits.exits] == sorted(each.confidence for each in exits.exits)
-    depths = [each.mean_depth for each in exits.exits]
-    assert depths == sorted(depths) and depths[0] >= 1 and depths[-1] <= 2
     patient = _result(run("v17_patient"))
     assert patient.steps == round(3 * 0.5 * math.ceil(sum(patient.task.counts["train"]) / 4))
+
+
+def test_an_arm_with_exits_says_what_they_give_and_what_differs_from_its_parent(run, finished, tmp_path):
+    shutil.copytree(finished.parents[2] / "reports", tmp_path / "reports")
+    folder = run("v17_exits", student__exits="[1]")
+    exits = _result(folder).exits
+    assert [each.confidence for each in exits] == sorted(each.confidence for each in exits)
+    depths = [each.mean_depth for each in exits]
+    assert depths == sorted(depths) and depths[0] >= 1 and depths[-1] <= 2
+    text = (tmp_path / "reports" / "v17_exits" / folder.name / "report.md").read_text(encoding="utf-8")
+    assert f"is 0.5 to 0.99 sure, {depths[0]:.2f} to {depths[-1]:.2f} blocks read it in the mean" in text
+    table = text.partition("| setting | v17_two_stage | v17_exits |\n")[2].splitlines()[1:]
+    assert table[: table.index("")] == ["| `student.exits` | `[]` | `[1]` |"]
+    assert "| `student.exits` | `[1]` |" in text.partition("Overrides on the command line")[2]
 
 
 def test_exits_are_measured_as_the_student_leaves(place, tmp_path, monkeypatch):
