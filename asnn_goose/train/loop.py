@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -76,12 +77,14 @@ def evaluate(
 def stop_on_interrupt() -> Iterator[list[bool]]:
     """Within it the first Ctrl-C only sets a flag, so that a step is never torn; a second one ends at once."""
     asked = [False]
+    # Not from the signal handler: it may have cut into a write to the same stream, which Python refuses to nest.
+    telling = threading.Thread(target=_log.info, args=("stopping after this step; Ctrl-C again stops at once",))
 
     def ask(_signal, _frame):
         if asked[0]:
             raise KeyboardInterrupt
         asked[0] = True
-        _log.info("stopping after this step; Ctrl-C again stops at once")
+        telling.start()
 
     try:
         before = signal.signal(signal.SIGINT, ask)
@@ -92,6 +95,8 @@ def stop_on_interrupt() -> Iterator[list[bool]]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
+        if asked[0]:
+            telling.join()
 
 
 def line(step: int, total: int, metrics: Mapping[str, float], shown: Mapping[str, str], seconds_left: float) -> str:

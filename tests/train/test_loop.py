@@ -1,10 +1,12 @@
 """A run stopped and taken up again is the run that was never stopped, to the last bit; and what it says meanwhile."""
 
+import io
 import json
 import logging
 import math
 import signal
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -284,6 +286,38 @@ def test_the_second_interrupt_ends_at_once_and_the_handler_is_put_back():
             signal.raise_signal(signal.SIGINT)
             time.sleep(1)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class _Interrupting(io.RawIOBase):
+    """A terminal at which Ctrl-C is pressed while the first bytes are on their way to it."""
+
+    def __init__(self):
+        self.written = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        first, self.written = not self.written, self.written + bytes(data)
+        if first:
+            signal.raise_signal(signal.SIGINT)
+        return len(data)
+
+
+def test_an_interrupt_in_the_midst_of_a_log_line_is_told_after_it():
+    terminal, logger = _Interrupting(), logging.getLogger("asnn_goose.train.loop")
+    handler = logging.StreamHandler(io.TextIOWrapper(io.BufferedWriter(terminal), encoding="utf-8"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with stop_on_interrupt() as asked:
+            logger.info("step 5/60")
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert asked == [True]
+    assert terminal.written == b"step 5/60\nstopping after this step; Ctrl-C again stops at once\n"
 
 
 def test_an_interrupt_leaves_a_checkpoint(start, tiny_experiment, stopping_at):
