@@ -66,4 +66,4 @@ lint: setup
 	@$(VENV_PYTHON) -c 'from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_logo=True))'
 
 bench: setup
-	@for claim in lif count wkv7 linear_divergence student_step teacher_targets topk_targets operation_counts quality gpu; do $(VENV_PYTHON) -m benchmarks.$$claim; done
+	@for claim in lif count wkv7 linear_divergence student_step teacher_targets topk_targets operation_counts busy_core quality gpu; do $(VENV_PYTHON) -m benchmarks.$$claim; done

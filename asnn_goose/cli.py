@@ -107,6 +107,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     _keep_freed_memory()
+    _wait_briefly()
 
 
 def _keep_freed_memory() -> None:
@@ -120,6 +121,15 @@ def _keep_freed_memory() -> None:
     mmap_threshold, trim_threshold = -3, -1
     libc.mallopt(mmap_threshold, 2**30)
     libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def _wait_briefly() -> None:
+    """Tell OpenMP's threads to sleep soon where they wait for each other (benchmarks/busy_core.py).
+
+    While they spin, as GNU's do for milliseconds, one whose core another program has taken cannot go on, and all wait.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 class _BesideBars(logging.StreamHandler):

@@ -1,6 +1,7 @@
 """v17_patient: what does patience buy?
 
-Parent: v17_two_stage. The one change: no labels and no features, the classes' KL at T = 1 alone, three times as long.
+Parent: v17_two_stage. The one change: neither labels, features nor embeddings; the classes' KL at T = 1 alone, three
+times as long.
 """
 
 import sys

@@ -414,3 +414,22 @@ def test_a_run_says_what_it_does_in_few_lines_and_ends_with_its_report(tiny_flag
     (report,) = (tmp_path / "reports" / "v11_1").glob("*/report.md")
     head, _, tail = printed.out.rstrip("\n").rpartition("\n")
     assert tail.startswith(f"report: {report}  (") and head.strip().startswith("# v11_1: scale smoke, seed 0")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, "3000"),
+        ({"GOMP_SPINCOUNT": "70"}, "70"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_that_wait_sleep_soon_unless_the_user_says_otherwise(monkeypatch, given, wanted):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        # Set once, so that what the command line adds is taken away again.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main("v10", ["--scale=smoke", "--dry-run"]) == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == wanted
