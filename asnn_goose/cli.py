@@ -35,6 +35,8 @@ from asnn_goose.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
+WAITING_SPINS = "3000"
+"""How often a thread of GNU OpenMP looks whether the others are there, before it sleeps."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def main(experiment_name: str, argv: Sequence[str] | None = None) -> int:
     Mistakes of the user end in one sentence on stderr and status 2; ``--debug`` shows the traceback as well.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    _quiet_libraries()
+    _prepare_libraries()
 
     def work() -> int:
         load = load_classifier_experiment if is_classifier(experiment_name) else load_experiment
@@ -69,7 +71,7 @@ def ladder(argv: Sequence[str] | None = None) -> int:
     What fails or cannot be run is told in a sentence each, keeps nothing else, and makes the status 1.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    _quiet_libraries()
+    _prepare_libraries()
     return _in_a_sentence(lambda: _ladder(argv), argv, "stopped; the same command goes on from here")
 
 
@@ -101,8 +103,8 @@ def _folder(kind: str) -> Path:
     return Path(os.environ.get(f"ASNN_GOOSE_{kind.upper()}") or ROOT / kind).expanduser()
 
 
-def _quiet_libraries() -> None:
-    """Keep libraries from talking over the progress bar; must precede their import."""
+def _prepare_libraries() -> None:
+    """Keep libraries from talking over the progress bar, and from wasting time; must precede their import."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -129,7 +131,7 @@ def _wait_briefly() -> None:
     While they spin, as GNU's do for milliseconds, one whose core another program has taken cannot go on, and all wait.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+        os.environ.setdefault("GOMP_SPINCOUNT", WAITING_SPINS)
 
 
 class _BesideBars(logging.StreamHandler):

@@ -6,39 +6,43 @@ A thread on every core; products and sums of the default student's width, on 512
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 import torch
 
-from benchmarks.measuring import report
+from asnn_goose.cli import WAITING_SPINS
+from benchmarks.measuring import medians, report
 
 TOKENS, WIDTH, ROUNDS = 512, 576, 50
-WAITING = {"GNU's own": None, "asnn_goose": "3000"}
+WAITING = {"GNU's own": {}, "asnn_goose": {"GOMP_SPINCOUNT": WAITING_SPINS}}
 
 
-def rounds() -> float:
-    """Median seconds of ten times ROUNDS, after one for nothing."""
+def seconds_of_a_round() -> float:
     x_BD, weight_DD = torch.randn(TOKENS, WIDTH), torch.randn(WIDTH, WIDTH)
-    seconds = []
-    for _ in range(11):
-        start = time.perf_counter()
+
+    def rounds() -> None:
         for _ in range(ROUNDS):
             (torch.relu(x_BD @ weight_DD) * 2.0 + 1.0).sum(-1)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+
+    return medians({"rounds": rounds}, repeats=10)["rounds"] / ROUNDS
 
 
-def in_new_process(spins: str | None) -> float:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    environment = inherited if spins is None else inherited | {"GOMP_SPINCOUNT": spins}
-    command = [sys.executable, "-m", "benchmarks.busy_core", "--alone"]
-    return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+def in_new_process(waiting: dict[str, str]) -> float:
+    """OpenMP reads its settings once, as a process loads it."""
+    os.environ.update(waiting)
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(seconds_of_a_round).result()
+    finally:
+        for name in waiting:
+            del os.environ[name]
 
 
 @contextmanager
@@ -57,20 +61,18 @@ def busy_core() -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--alone", action="store_true", help="time once, in this process, and print the seconds")
     arguments = parser.parse_args()
-    if arguments.alone:
-        print(rounds())
-        return
+    for name in [name for name in os.environ if name.startswith(("OMP_", "GOMP_"))]:
+        del os.environ[name]
     seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(arguments.repeats):
-        for name, spins in WAITING.items():
-            seconds.setdefault(("none", name), []).append(in_new_process(spins))
+        for name, waiting in WAITING.items():
+            seconds.setdefault(("none", name), []).append(in_new_process(waiting))
             with busy_core():
-                seconds.setdefault(("one", name), []).append(in_new_process(spins))
+                seconds.setdefault(("one", name), []).append(in_new_process(waiting))
     found = {key: statistics.median(values) for key, values in seconds.items()}
     rows = [
-        [busy, name, 1e3 * found[busy, name] / ROUNDS, found[busy, "GNU's own"] / found[busy, name]]
+        [busy, name, 1e3 * found[busy, name], found[busy, "GNU's own"] / found[busy, name]]
         for busy in ("none", "one")
         for name in WAITING
     ]

@@ -305,17 +305,11 @@ class _Interrupting(io.RawIOBase):
 
 
 def test_an_interrupt_in_the_midst_of_a_log_line_is_told_after_it():
-    terminal, logger = _Interrupting(), logging.getLogger("asnn_goose.train.loop")
-    handler = logging.StreamHandler(io.TextIOWrapper(io.BufferedWriter(terminal), encoding="utf-8"))
-    level = logger.level
-    logger.addHandler(handler)
+    terminal, logger = _Interrupting(), logging.getLogger("asnn_goose")
+    logger.addHandler(logging.StreamHandler(io.TextIOWrapper(io.BufferedWriter(terminal), encoding="utf-8")))
     logger.setLevel(logging.INFO)
-    try:
-        with stop_on_interrupt() as asked:
-            logger.info("step 5/60")
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+    with stop_on_interrupt() as asked:
+        logger.info("step 5/60")
     assert asked == [True]
     assert terminal.written == b"step 5/60\nstopping after this step; Ctrl-C again stops at once\n"
 
