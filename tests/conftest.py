@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Read when Triton is first imported, which other libraries may do on their own; there is no GPU to run kernels on.
@@ -21,6 +22,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from asnn_goose import cli
 from asnn_goose.config import Experiment, load_experiment
 from asnn_goose.models import GooseConfig, GooseForCausalLM, Teacher
+
+# How long an example takes is the machine's affair, and of what else runs there.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 SYLLABLES = ("ba", "ke", "lo", "mi", "nu", "ra", "se", "ti", "vo", "za")
 DOCUMENTS = 60

@@ -53,8 +53,10 @@ def stage_at(progress: float, boundaries: Sequence[float]) -> int:
     """0-based stage at a share of the run: the number of boundaries b with progress >= b.
 
     Raises:
-        ValueError: boundaries are not strictly rising within (0, 1).
+        ValueError: progress is NaN, or boundaries are not strictly rising within (0, 1).
     """
+    if math.isnan(progress):
+        raise ValueError("progress must be a share of the run, not nan")
     _check_boundaries(boundaries)
     return sum(progress >= boundary for boundary in boundaries)
 
@@ -214,9 +216,15 @@ class Curriculum:
         return stage_sizes(n, [stage.volume for stage in self.stages])[self.stage]
 
     def advance(self, step: int, total_steps: int) -> bool:
-        """Tell how far the run is, in optimiser steps; True: another stage has begun. Only time is asked here."""
+        """Tell how far the run is, in optimiser steps; True: another stage has begun. Only time is asked here.
+
+        Raises:
+            ValueError: total_steps is below 1.
+        """
         if not isinstance(self.rule, ByTime):
             return False
+        if total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1 optimiser step, not {total_steps}")
         before, self.stage = self.stage, stage_at(step / total_steps, self.rule.boundaries)
         return self.stage != before
 
@@ -263,7 +271,7 @@ def _increments(volumes: Sequence[float]) -> list[Fraction]:
     if len(volumes) == 0:
         raise ValueError("a curriculum needs at least one stage: give the volumes, for example 0.25, 0.5, 0.75, 1")
     shown = ", ".join(map(str, volumes))
-    if any(b <= a for a, b in pairwise([0.0, *volumes])):
+    if any(not a < b for a, b in pairwise([0.0, *volumes])):
         raise ValueError(f"the stages' volumes must rise strictly from above 0, not {shown}")
     if volumes[-1] != 1.0:
         raise ValueError(f"the stages' volumes must end at 1, which is all examples, not {shown}")

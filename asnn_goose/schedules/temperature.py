@@ -47,7 +47,7 @@ class LearnableTemperature(nn.Module):
 
     Args:
         init: T at the start, strictly between the bounds.
-        low, high: bounds of T, reached only by rounding; low is at least 0.
+        low, high: bounds of T, reached only by rounding; low is at least 0, high finite.
     """
 
     def __init__(self, init: float, low: float, high: float):
@@ -76,7 +76,7 @@ class InstanceTemperature(nn.Module):
 
     Args:
         init: T at the start, strictly between the bounds.
-        low, high: bounds of T, reached only by rounding; low is at least 0.
+        low, high: bounds of T, reached only by rounding; low is at least 0, high finite.
         channels: C, of both models' states together.
         scope: sequence or token.
         hidden: width of the hidden layer.
@@ -92,7 +92,7 @@ class InstanceTemperature(nn.Module):
         self.hidden, self.out = nn.Linear(channels, hidden), nn.Linear(hidden, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.constant_(self.out.bias, _raw(init, low, high))
-        self.register_buffer("recent", torch.tensor(init))
+        self.register_buffer("recent", torch.tensor(float(init)))
 
     def forward(self, features_BLC: Tensor, mask_BL: Tensor, lam: float = 0.0) -> tuple[Tensor, Tensor]:
         """Both temperatures of every position; ``mask`` says which count in a window's mean."""
@@ -125,8 +125,10 @@ def _require_between(init: float, low: float, high: float) -> None:
 def _raw(init: float, low: float, high: float) -> float:
     """The value whose bounded temperature is init."""
     _require_between(init, low, high)
-    share = (init - low) / (high - low)
-    return math.log(share / (1.0 - share))
+    if not math.isfinite(high):
+        raise ValueError(f"high must be finite, not {high}: a sigmoid has no way to an infinite bound")
+    # Not of the share between the bounds, which is 1 to rounding where init is the neighbour of high.
+    return math.log(init - low) - math.log(high - init)
 
 
 def _bounded(raw: Tensor, low: float, high: float) -> Tensor:
@@ -168,7 +170,12 @@ def cosine_lambda(step: int, start: float, end: float) -> float:
     Args:
         step: optimiser steps taken.
         start, end: optimiser steps, start < end; x = (step - start) / (end - start).
+
+    Raises:
+        ValueError: a step that is NaN, or a start that is not below end.
     """
+    if math.isnan(step):
+        raise ValueError("step must be a number of optimiser steps, not nan")
     if not start < end:
         raise ValueError(f"lambda's ramp must start ({start}) before it ends ({end})")
     return ramp((step - start) / (end - start), 0.0, 1.0, "cosine")

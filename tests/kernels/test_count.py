@@ -124,6 +124,35 @@ def test_rows_that_are_no_neighbours_in_memory(form):
     torch.testing.assert_close(grad, torch.autograd.grad(same.sum(), plain)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_result_can_be_changed_in_place(form):
+    x = _draw(N, C).requires_grad_()
+    s, _ = count(x, 4, threshold=torch.tensor(1.0), per_token=False, backend=form)
+    s[0] = 0.0
+    s.mul_(3.0)
+    (grad,) = torch.autograd.grad(s.sum(), x)
+    wanted = 3.0 * (x.detach().abs() <= 1.0)
+    wanted[0] = 0.0
+    assert torch.equal(grad, wanted)
+
+
+@pytest.mark.parametrize("per_token", [True, False])
+@pytest.mark.parametrize("shape", [(), (C,)])
+@pytest.mark.parametrize(
+    ("current", "theta"),
+    [(torch.float32, torch.float64), (torch.float32, torch.bfloat16), (torch.float64, torch.float32),
+     (torch.bfloat16, torch.float64)],
+)  # fmt: skip
+def test_the_current_alone_decides_the_dtype(current, theta, shape, per_token):
+    threshold = torch.full(shape, 0.75, dtype=theta, requires_grad=True)
+    x = _draw(N, C).to(current).requires_grad_()
+    for form in FORMS[1:] if current == torch.float64 else FORMS:
+        results = count(x, 4, threshold=threshold, per_token=per_token, silence=torch.tensor(0.1), backend=form)
+        assert {result.dtype for result in results} == {torch.promote_types(current, torch.float32)}
+        grads = torch.autograd.grad(sum(result.sum() for result in results), [x, threshold])  # pyright: ignore
+        assert [grad.dtype for grad in grads] == [current, theta]
+
+
 def test_one_thread_or_two_give_the_same_counts():
     threads, results = torch.get_num_threads(), []
     try:
@@ -140,7 +169,13 @@ def test_one_thread_or_two_give_the_same_counts():
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"levels": 0}, "levels must be at least 1, not 0"),
+        ({"levels": 0}, "levels must be a whole number of at least 1, not 0"),
+        ({"levels": 2.5}, "levels must be a whole number of at least 1, not 2.5"),
+        ({"threshold": torch.tensor(0.0)}, "threshold must be above 0 and finite, not 0.0"),
+        ({"threshold": torch.tensor(math.nan)}, "threshold must be above 0 and finite, not nan"),
+        ({"threshold": torch.ones(C).index_fill(0, torch.tensor(3), math.inf)}, "above 0 and finite, not inf"),
+        ({"silence": torch.ones(C)}, r"silence must be one number for all channels, not of shape \(37,\)"),
+        ({"current_xC": torch.zeros(2, 0)}, r"at least one channel, not shape \(2, 0\)"),
         ({"offset": 1.0}, r"offset must lie in \[0, 1\), not 1.0"),
         ({"threshold": torch.ones(2)}, r"one number or one per channel \(37\), not \(2,\)"),
         ({"backend": "triton"}, "count backend triton runs on cuda, not on cpu"),
@@ -171,6 +206,8 @@ def test_tallies_are_those_of_a_loop(dtype, levels):
 def test_a_tally_reads_nothing_beyond_its_table(dtype):
     s = torch.tensor([[math.nan, math.inf, -7.0, 0.5]], dtype=dtype)
     assert tally(s, 2, torch.tensor([0, 1, 3]), 3).tolist() == [[0, 3, 3, 1], [0, 1, 1, 1], [0, 1, 1, 0]]
+    with pytest.raises(ValueError, match=r"spikes_K must have an entry for each .* to levels, 3, not \(2,\)"):
+        tally(s, 2, torch.tensor([0, 1]), 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -58,7 +58,9 @@ def test_what_is_no_number_stays_none():
 
 def test_kernels_compile_for_gpus_without_one(compiled):
     constants = {"THRESHOLD_STRIDE": 1, "SILENCE_STRIDE": 0, "SILENT": True, "PER_TOKEN": True, "WALK": 16}
-    kernels = [(name, constants | {"COLUMNS": 1024}) for name in ("_forward_kernel", "_backward_kernel")]
+    # The JIT passes an argument that is 1 as a constant.
+    cases = ({"COLUMNS": 1024}, {"COLUMNS": 1, "N": 1, "C": 1})
+    kernels = [(name, constants | case) for case in cases for name in ("_forward_kernel", "_backward_kernel")]
     types = dict.fromkeys(("N", "C"), "i32") | dict.fromkeys(("levels", "offset", "floor"), "fp32")
     lines = compiled("asnn_goose.kernels.count.triton", kernels, types, enable_fp_fusion=False)
     # A fused multiply-add would round |u| N + offset once instead of twice.

@@ -63,10 +63,11 @@ def gradients(call, *values: Tensor) -> list[Tensor | None]:
 @pytest.mark.parametrize(("kind", "reset"), DYNAMICS)
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_rate_has_the_gradient_of_the_surrogate(surrogate: str, kind: str, reset: str, detach_reset: bool):
-    width, grad = 0.7, numbers(3, 520, seed=9)
+    # More channels than one of numba's blocks of 1024 holds.
+    width, C = 0.7, 1100
+    grad = numbers(3, C, seed=9)
     options: dict[str, Any] = {"kind": kind, "reset": reset, "detach_reset": detach_reset, "surrogate": surrogate}
-    # 520 channels: more than one of numba's blocks of 512.
-    values = numbers(3, 520), 0.5 + numbers(520, seed=1).abs(), shares(520), numbers(3, 520, seed=2) / 4
+    values = numbers(3, C), 0.5 + numbers(C, seed=1).abs(), shares(C), numbers(3, C, seed=2) / 4
 
     def oracle(x, theta, beta, v0):
         return (smooth_spikes(x.expand(4, -1, -1), theta, beta, v0, width=width, **options)[0].mean(0) * grad).sum()
@@ -215,6 +216,48 @@ def test_half_precision_input_gets_its_float32_gradient_rounded(dtype: torch.dty
     (wide,) = gradients(lambda x: lif_rate(x, 4, threshold=0.5, decay=0.9, backend=backend).sum(), x.float())
     assert narrow is not None and wide is not None
     assert torch.equal(narrow, wide.to(dtype))
+
+
+class Stop(torch.autograd.Function):
+    """The identity, through which no gradient comes, and not one of 0 either."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        return None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_rate_that_nothing_arrives_at_has_a_gradient_of_0(backend: str):
+    x = torch.linspace(0.1, 2.0, 4096)
+
+    def stopped(x):
+        rate = Stop.apply(lif_rate(x, 4, threshold=1.0, decay=0.5, backend=backend))
+        assert isinstance(rate, Tensor)
+        return rate.sum()
+
+    (grad,) = gradients(stopped, x)
+    assert grad is None or not grad.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_results_can_be_changed_in_place(backend: str):
+    """What is overwritten no longer depends on the current."""
+    x = torch.full((2, 3), 0.75, requires_grad=True)
+    spikes, v = lif(x, threshold=1.0, decay=0.5, backend=backend)
+    rate = lif_rate(x, 2, threshold=1.0, decay=0.5, backend=backend)
+    for result in (spikes, v, rate):
+        result[0] = 0.0
+        result.mul_(3.0)
+        assert not result[0].any()
+    (grad,) = torch.autograd.grad(v.sum(), x, retain_graph=True)
+    # v = 0.5 x_0 + x_1, and the detached soft reset subtracts a constant.
+    assert grad.tolist() == [[0.0, 1.5, 1.5], [0.0, 3.0, 3.0]]
+    (grad,) = torch.autograd.grad(rate.sum(), x)
+    assert not grad[0].any() and grad[1].all()
 
 
 def test_a_second_derivative_through_numba_is_refused_not_dropped():

@@ -18,9 +18,10 @@ GOOD: dict[str, Any] = {"current": torch.zeros(3, 4), "threshold": 1.0, "decay":
     [
         ({"current": torch.zeros(3, 4, dtype=torch.int64)}, "floating point, not torch.int64"),
         ({"current": torch.zeros(3, 0)}, "must not be empty"),
-        ({"threshold": 0.0}, "threshold must be above 0, not 0.0"),
-        ({"threshold": torch.tensor([1.0, 1.0, -1.0, 1.0])}, "threshold must be above 0, not -1.0"),
-        ({"threshold": math.nan}, "threshold must be above 0, not nan"),
+        ({"threshold": 0.0}, "threshold must be above 0 and finite, not 0.0"),
+        ({"threshold": torch.tensor([1.0, 1.0, -1.0, 1.0])}, "threshold must be above 0 and finite, not -1.0"),
+        ({"threshold": math.nan}, "threshold must be above 0 and finite, not nan"),
+        ({"threshold": torch.tensor([1.0, 2.0, math.inf, 1.0])}, "threshold must be above 0 and finite, not inf"),
         ({"threshold": torch.ones(3)}, r"threshold must be one number or one per channel \(4\), not \(3,\)"),
         ({"threshold": torch.ones(1, 4)}, r"threshold must be one number or one per channel \(4\), not \(1, 4\)"),
         ({"decay": 1.5}, r"decay must lie in \[0, 1\], not 1.5 to 1.5"),
@@ -31,6 +32,8 @@ GOOD: dict[str, Any] = {"current": torch.zeros(3, 4), "threshold": 1.0, "decay":
         ({"surrogate": "arctan"}, "one of .*'atan'.*not 'arctan'"),
         ({"width": 0.0}, "width must be above 0, not 0.0"),
         ({"width": math.nan}, "width must be above 0, not nan"),
+        ({"width": torch.ones(4)}, r"width must be one number above 0, not \(4,\)"),
+        ({"width": "wide"}, "width must be one number above 0, not 'wide'"),
         ({"backend": "cuda"}, "backend must be auto.*not 'cuda'"),
         ({"backend": "triton"}, "lif backend triton runs on cuda, not on cpu"),
         ({"backend": "snntorch"}, "lif backend snntorch resets softly with the reset in the gradient"),
@@ -61,8 +64,9 @@ def test_a_membrane_of_another_shape_is_refused(backend: str):
 
 
 def test_bad_shapes_and_counts():
-    with pytest.raises(ValueError, match="steps must be at least 1, not 0"):
-        lif_rate(torch.zeros(3), 0, threshold=1.0, decay=0.5)
+    for steps in (0, 2.5, 4.0):
+        with pytest.raises(ValueError, match=f"steps must be a whole number of at least 1, not {steps}"):
+            lif_rate(torch.zeros(3), steps, threshold=1.0, decay=0.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="channels, not be one number"):
         lif_rate(torch.tensor(1.0), 2, threshold=1.0, decay=0.5)
     with pytest.raises(ValueError, match=r"time axis and channels, not shape \(3,\)"):

@@ -6,6 +6,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from asnn_goose.kernels import backend
+from asnn_goose.kernels.wkv7 import wkv7_backend
 from asnn_goose.kernels.wkv7.fla import wkv7_fla
 from tests.kernels.test_wkv7 import inputs, run
 
@@ -34,3 +36,16 @@ def test_state_and_arguments_are_turned_to_flas_conventions(monkeypatch: pytest.
     wanted = run([x.double() for x in tensors], backend="reference")
     for found, exact in zip(wkv7_fla(*tensors), wanted, strict=True):
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_auto_takes_it_for_half_precision_alone(monkeypatch: pytest.MonkeyPatch):
+    """Its products of float32 run in TF32."""
+    monkeypatch.setattr(backend, "find_spec", lambda package: package)
+    cuda = torch.device("cuda")
+    chosen = {
+        dtype: wkv7_backend("auto", cuda, dtype, tokens=256)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    }
+    assert list(chosen.values()) == ["fla", "fla", "torch_chunk", "torch_chunk"]
+    assert wkv7_backend("auto", cuda, torch.bfloat16, tokens=256, diagonal=True) == "torch_chunk"
+    assert wkv7_backend("fla", cuda, torch.float32, tokens=256) == "fla"

@@ -99,11 +99,11 @@ def test_scores_by_exact_fractions(pairs: list[tuple[int, float]], k: int):
     expected = [1 / (k + average_rank(loss, i)) + 1 / (k + average_rank(hardness, i)) for i in range(len(pairs))]
     losses, rouges = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     # Two quotients and a sum: three roundings of 1.1e-16 each.
-    assert rrf_scores(losses, rouges, k) == pytest.approx([float(score) for score in expected], rel=4e-16)
+    assert rrf_scores(losses, rouges, k) == pytest.approx([float(score) for score in expected], rel=4e-16, abs=0.0)
     order = rrf_difficulty(losses, rouges, k)
     assert sorted(order) == list(range(len(pairs)))
     ordered = [float(expected[i]) for i in order]
-    assert all(a >= b or a == pytest.approx(b, rel=4e-16) for a, b in pairwise(ordered))
+    assert all(a >= b or a == pytest.approx(b, rel=4e-16, abs=0.0) for a, b in pairwise(ordered))
 
 
 @given(pairs=PAIRS, data=st.data())

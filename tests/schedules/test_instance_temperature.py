@@ -91,7 +91,15 @@ def test_no_model_is_steered_through_its_temperature():
     assert live.grad is None
 
 
+def test_whole_numbers_are_taken():
+    module = InstanceTemperature(2, 1, 5, C, "token")
+    module.recent.fill_(2.75)
+    assert module.current() == 2.75
+
+
 def test_bad_input():
+    with pytest.raises(ValueError, match="high must be finite, not inf"):
+        InstanceTemperature(2.0, 1.0, float("inf"), C, "token")
     with pytest.raises(ValueError, match=r"init \(5.0\) must lie strictly between low \(1.0\) and high \(5.0\)"):
         InstanceTemperature(5.0, 1.0, 5.0, C, "token")
     with pytest.raises(ValueError, match="lambda must be at least 0"):

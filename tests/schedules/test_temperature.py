@@ -4,6 +4,7 @@ Those of 2.4 hold for T = exp(theta). ``LogTwin`` is that form, put together fro
 """
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from asnn_goose.losses import forward_kl
 from asnn_goose.schedules import (
     LearnableTemperature,
-    MinimisedTemperature,
     anchor_penalty,
     cosine_lambda,
     reverse_gradient,
@@ -93,6 +93,14 @@ def test_it_starts_at_init(a: float, b: float, share: float):
     init = low + share * (high - low)
     adversarial, plain = LearnableTemperature(init, low, high)(0.7)
     assert adversarial.item() == plain.item() == pytest.approx(init, rel=1e-5)
+
+
+@pytest.mark.parametrize("bound", [0.12, 1.13])
+def test_it_starts_beside_a_bound(bound: float):
+    """The share of the way from 0.12 to 1.13 at which the neighbour of 1.13 lies rounds to 1, whose logit is inf."""
+    init = math.nextafter(bound, 1.0)
+    exact = math.log(Fraction(init) - Fraction(0.12)) - math.log(Fraction(1.13) - Fraction(init))
+    assert LearnableTemperature(init, 0.12, 1.13).raw.item() == pytest.approx(exact, rel=1e-7)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
@@ -187,7 +195,8 @@ def test_every_raw_value_has_the_sigmoids_slope(raw: float):
         module.raw.fill_(raw)
     _, plain = module(1.0)
     exact = 4.0 / (1.0 + math.exp(-abs(raw))) * (math.exp(-abs(raw)) / (1.0 + math.exp(-abs(raw))))
-    assert slope(plain, module.raw) == pytest.approx(exact, rel=1e-5)
+    # Relative alone: at raw 60 the slope is 3.5e-26.
+    assert slope(plain, module.raw) == pytest.approx(exact, rel=1e-5, abs=0.0)
 
 
 @pytest.mark.parametrize(("raw", "sign"), [(12.0, 1.0), (-12.0, -1.0)])
@@ -252,41 +261,9 @@ def test_bad_input():
         reverse_gradient(torch.ones(1), math.nan)
     with pytest.raises(ValueError, match="low must be at least 0, not -3"):
         LearnableTemperature(2.0, -3.0, 5.0)
+    with pytest.raises(ValueError, match="high must be finite, not inf"):
+        LearnableTemperature(2.0, 1.0, math.inf)
     with pytest.raises(ValueError, match=r"must start \(5\) before it ends \(5\)"):
         cosine_lambda(1, 5, 5)
-
-
-def test_a_minimised_temperature_climbs_to_its_bound_and_the_adversary_does_not():
-    """400 steps on one pair of logits in [1, 10] from 2: the end of each game."""
-    t, s = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([0.5, 1.0, -0.5], dtype=torch.float64)
-    ends = {}
-    for name, module in {
-        "minimised": MinimisedTemperature(2.0, 1.0, 10.0),
-        "learned": LearnableTemperature(2.0, 1.0, 10.0),
-    }.items():
-        optimiser = torch.optim.Adam(module.parameters(), lr=0.01)
-        for _ in range(400):
-            optimiser.zero_grad()
-            adversarial, _ = module(1.0)
-            forward_kl(s, t, temperature=adversarial).backward()
-            optimiser.step()
-        ends[name] = module()[1].item()
-    assert ends["minimised"] == 10.0
-    # The adversary's own maximum, which it has to reach from a sigmoid that is flat near its bound.
-    assert 1.05 < ends["learned"] < 1.25
-
-
-def test_beyond_its_clamp_a_minimised_temperature_has_no_gradient_left():
-    """At raw T = 12 the regulariser is 6.4 and pulls with 0; at 9.9 with 15.642; at 0.9 with 0."""
-    module = MinimisedTemperature(2.0, 1.0, 10.0)
-    found = {}
-    for T in (12.0, 9.9, 0.9):
-        with torch.no_grad():
-            module.raw.fill_(math.log(T))
-        module.zero_grad()
-        penalty = anchor_penalty(module()[1], 2.0, 0.1)
-        penalty.backward()
-        assert module.raw.grad is not None
-        found[T] = (penalty.item(), module.raw.grad.item())
-    assert found[12.0] == (pytest.approx(6.4, rel=1e-6), 0.0) and found[0.9] == (pytest.approx(0.1, rel=1e-6), 0.0)
-    assert found[9.9][1] == pytest.approx(15.642, rel=1e-5)
+    with pytest.raises(ValueError, match="step must be a number of optimiser steps, not nan"):
+        cosine_lambda(math.nan, 0, 10)  # pyright: ignore[reportArgumentType]

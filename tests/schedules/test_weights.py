@@ -69,3 +69,22 @@ def test_a_ramp_stays_between_its_ends_and_is_symmetric(x: float, start: float, 
     assert min(start, end) - 1e-12 <= value <= max(start, end) + 1e-12
     assert value + ramp(1 - x, start, end, shape) == pytest.approx(start + end, abs=1e-9)
     assert (ramp(-1, start, end, shape), ramp(2, start, end, shape)) == pytest.approx((start, end))
+
+
+@given(start=st.floats(0, 5), end=st.floats(0, 5), shape=st.sampled_from(["linear", "cosine"]))
+def test_a_ramp_ends_at_its_end_to_the_last_digit(start: float, end: float, shape):
+    assert ramp(1.0, start, end, shape) == ramp(7.0, start, end, shape) == end
+    assert ramp(1.0, 0.3, 0.9, shape) == 0.9 and ramp(0.0, start, end, shape) == start
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: warmup_cosine(0, 0, 0.1, 0.1), "total must be at least 1 optimiser step, not 0"),
+        (lambda: ramp(0.25, 0.0, 1.0, "sqrt"), "shape must be linear or cosine, not 'sqrt'"),  # pyright: ignore
+        (lambda: ramp(math.nan, 0.0, 1.0), "x must be a share of the ramp, not nan"),
+    ],
+)
+def test_refusals(call, message: str):
+    with pytest.raises(ValueError, match=message):
+        call()

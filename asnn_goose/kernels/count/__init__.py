@@ -44,7 +44,7 @@ def count(
     Args:
         current_xC: x, analog.
         levels: N >= 1; s lies on k / N, |k| <= N.
-        threshold: theta > 0, scalar or [C], differentiable, in units of x / m.
+        threshold: theta > 0, finite, scalar or [C], differentiable, in units of x / m.
         per_token: whether m is each token's mean |x| or 1.
         offset: in [0, 1): 0 rounds towards 0, 1/2 to the nearest.
         silence: scalar in units of x / m, not differentiated; None: 0.
@@ -52,28 +52,38 @@ def count(
             first of them that can run.
 
     Returns:
-        s_xC and the gain, which broadcasts against it: [..., 1], or [..., C] for a threshold per channel; theta itself
-        without ``per_token``.
+        s_xC and the gain, which broadcasts against it: [..., 1], or [..., C] for a threshold per channel; theta, in
+        that dtype, without ``per_token``.
 
     Raises:
-        ValueError: levels or offset out of range, no channels, a threshold of another shape, or a named backend that
-            cannot run here.
+        ValueError: levels that are no whole number or, as the offset, out of range; no channels; a threshold or a
+            silence of another shape, or a threshold that is not above 0 and finite; or a named backend that cannot run
+            here.
     """
-    if levels < 1:
-        raise ValueError(f"levels must be at least 1, not {levels}")
+    if not isinstance(levels, int) or levels < 1:
+        raise ValueError(f"levels must be a whole number of at least 1, not {levels}")
     if not 0.0 <= offset < 1.0:
         raise ValueError(f"offset must lie in [0, 1), not {offset}")
     if current_xC.ndim < 1:
         raise ValueError("current must have channels, not be one number")
+    if current_xC.shape[-1] == 0:
+        raise ValueError(f"current must have at least one channel, not shape {tuple(current_xC.shape)}")
+    dtype = torch.float64 if current_xC.dtype == torch.float64 else torch.float32
+    threshold = torch.as_tensor(threshold, dtype=dtype, device=current_xC.device)
     if threshold.ndim > 1 or threshold.numel() not in (1, current_xC.shape[-1]):
         raise ValueError(
             f"threshold must be one number or one per channel ({current_xC.shape[-1]}), not {tuple(threshold.shape)}"
         )
+    fits = (threshold > 0) & threshold.isfinite()
+    if not bool(fits.all()):
+        raise ValueError(f"threshold must be above 0 and finite, not {threshold[~fits][0].item()}")
+    if silence is not None and silence.ndim > 0:
+        raise ValueError(f"silence must be one number for all channels, not of shape {tuple(silence.shape)}")
     choice = count_backend(backend, current_xC.device, current_xC.dtype)
     log_choice("count", choice)
-    wide = current_xC if current_xC.dtype == torch.float64 else current_xC.float()
+    wide = current_xC.to(dtype)
     # In units of u, which is what is compared.
-    silence = None if silence is None else silence / threshold.detach()
+    silence = None if silence is None else silence.to(dtype) / threshold.detach()
     if choice == "reference":
         return count_reference(wide, levels, threshold, per_token, offset, silence)
     if choice == "numba":

@@ -1,8 +1,8 @@
 """The autograd side that the compiled forms of count share.
 
-A form is a module with ``forward`` and ``backward``. Kept for backward are the current and each token's scale m. With g
-the gradient arriving at s and h the one at m (which comes through the gain, whose product with theta is left to
-autograd),
+A form is a module with ``forward``, which writes into tensors that it is given, and ``backward``. Kept for backward are
+the current and each token's scale m. With g the gradient arriving at s and h the one at m (which comes through the
+gain, whose product with theta is left to autograd),
 
     dx_c     = g_c [|u_c| <= 1] / gain_c + sign(x_c) dm / C       the second term where m is not at its floor
     dtheta_c = -sum_n g_c [|u_c| <= 1] u_c / theta_c,      dm = h - sum_c g_c [|u_c| <= 1] u_c / m
@@ -34,10 +34,12 @@ class FusedCount(torch.autograd.Function):
     def forward(ctx, x_xC, threshold, silence, rounding: Rounding, form: ModuleType):
         C = x_xC.shape[-1]
         ctx.rounding, ctx.form = rounding, form
-        s_NC, scale_N = form.forward(x_xC.reshape(-1, C).contiguous(), threshold.reshape(-1), silence, rounding)
-        scale = scale_N.view(*x_xC.shape[:-1], 1)
+        x_NC = x_xC.reshape(-1, C).contiguous()
+        # Views are handed on, not out: autograd lets nobody change in place what a Function returns as a view.
+        s, scale = x_xC.new_empty(x_xC.shape), x_xC.new_empty(*x_xC.shape[:-1], 1)
+        form.forward(x_NC, threshold.reshape(-1), silence, rounding, s.view(x_NC.shape), scale.view(-1))
         ctx.save_for_backward(x_xC, threshold, scale)
-        return s_NC.view(x_xC.shape), scale
+        return s, scale
 
     @staticmethod
     @once_differentiable

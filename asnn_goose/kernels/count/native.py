@@ -90,17 +90,17 @@ def _channels(value: Tensor, C: int) -> np.ndarray:
     return value.detach().float().expand(C).contiguous().numpy()
 
 
-def forward(x_NC: Tensor, threshold: Tensor, silence: Tensor | None, rounding: Rounding) -> tuple[Tensor, Tensor]:
-    """(s_NC, scale_N)."""
+def forward(
+    x_NC: Tensor, threshold: Tensor, silence: Tensor | None, rounding: Rounding, s_NC: Tensor, scale_N: Tensor
+) -> None:
+    """Writes s and each token's scale."""
     bound_numba_threads()
-    N, C = x_NC.shape
-    s_NC, scale_N = torch.empty_like(x_NC), x_NC.new_empty(N)
+    C = x_NC.shape[1]
     silence = torch.zeros(()) if silence is None else silence
     _forward(
         x_NC.numpy(), _channels(threshold, C), rounding.per_token, np.float32(rounding.levels),
         np.float32(rounding.offset), _channels(silence, C), numba_threads(), s_NC.numpy(), scale_N.numpy(),
     )  # fmt: skip
-    return s_NC, scale_N
 
 
 def backward(

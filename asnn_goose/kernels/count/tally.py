@@ -17,7 +17,14 @@ def tally(s_xC: Tensor, levels: int, spikes_K: Tensor, steps: int) -> Tensor:
         levels: N.
         spikes_K: spikes of |k| = 0 to N, int64.
         steps: micro-steps per token.
+
+    Raises:
+        ValueError: spikes_K has not N + 1 entries.
     """
+    if spikes_K.shape != (levels + 1,):
+        raise ValueError(
+            f"spikes_K must have an entry for each |k| from 0 to levels, {levels + 1}, not {tuple(spikes_K.shape)}"
+        )
     if count_backend("auto", s_xC.device, s_xC.dtype) == "numba":
         from asnn_goose.kernels.count import native
 

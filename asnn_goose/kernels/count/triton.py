@@ -34,7 +34,7 @@ def _forward_kernel(
     x_C = tl.load(x + n * C + columns, mask=inside, other=0.0)
     m = 1.0
     if PER_TOKEN:
-        mean = tl.div_rn(tl.sum(tl.abs(x_C)), C.to(tl.float32))
+        mean = tl.div_rn(tl.sum(tl.abs(x_C)), tl.cast(C, tl.float32))
         # A mean that is not a number stays one.
         m = tl.where(mean < floor, floor, mean)
     theta_C = tl.load(threshold + columns * THRESHOLD_STRIDE, mask=inside, other=1.0)
@@ -69,7 +69,7 @@ def _backward_kernel(
         total_C -= at_gain_C * m
         if PER_TOKEN:
             grad_m = tl.load(grad_scale + n, mask=n < N, other=0.0) - tl.sum(at_gain_C * theta_C)
-            share = tl.where(m <= floor, 0.0, tl.div_rn(grad_m, C.to(tl.float32)))
+            share = tl.where(m <= floor, 0.0, tl.div_rn(grad_m, tl.cast(C, tl.float32)))
             within_C += tl.where(x_C > 0.0, share, 0.0) - tl.where(x_C < 0.0, share, 0.0)
         tl.store(grad_x + n * C + columns, within_C, mask=alive)
     # One partial sum per program: their order in the last sum is fixed.
@@ -80,10 +80,11 @@ def _warps(columns: int) -> int:
     return min(8, max(1, columns // 256))
 
 
-def forward(x_NC: Tensor, threshold: Tensor, silence: Tensor | None, rounding: Rounding) -> tuple[Tensor, Tensor]:
-    """(s_NC, scale_N)."""
+def forward(
+    x_NC: Tensor, threshold: Tensor, silence: Tensor | None, rounding: Rounding, s_NC: Tensor, scale_N: Tensor
+) -> None:
+    """Writes s and each token's scale."""
     N, C = x_NC.shape
-    s_NC, scale_N = torch.empty_like(x_NC), x_NC.new_empty(N)
     if N:
         columns = triton.next_power_of_2(C)
         # A pointer that a flag leaves unread may be any tensor.
@@ -93,7 +94,6 @@ def forward(x_NC: Tensor, threshold: Tensor, silence: Tensor | None, rounding: R
             SILENCE_STRIDE=int(silence is not None and silence.numel() > 1), SILENT=silence is not None,
             PER_TOKEN=rounding.per_token, COLUMNS=columns, num_warps=_warps(columns), enable_fp_fusion=False,
         )  # fmt: skip
-    return s_NC, scale_N
 
 
 def backward(

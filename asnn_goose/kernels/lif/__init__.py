@@ -5,7 +5,9 @@
     v_t <- v_t - theta s_t   (soft reset)             v_t (1 - |s_t|)  (hard reset)
 
 The spike's derivative is a surrogate g(u), u = |v| - theta (ternary) or v - theta (binary): ds/dv = g(u) and
-ds/dtheta = -sign(v) g(u); see surrogate.py for the shapes. State is float32 for half-precision input.
+ds/dtheta = -sign(v) g(u); see surrogate.py for the shapes. State is float32 for half-precision input. A membrane that
+is NaN has a spike of NaN. An infinite one is reset to 0 by a hard reset, but its gradient with ``detach_reset`` false,
+and in the reference its state too, is NaN.
 """
 
 import torch
@@ -46,7 +48,11 @@ def _checked(
         raise ValueError(f"reset must be soft or hard, not {reset!r}")
     if surrogate not in DEFAULT_WIDTH:
         raise ValueError(f"surrogate must be one of {sorted(DEFAULT_WIDTH)}, not {surrogate!r}")
-    width = DEFAULT_WIDTH[surrogate] if width is None else float(width)
+    try:
+        width = DEFAULT_WIDTH[surrogate] if width is None else float(width)
+    except (TypeError, ValueError, RuntimeError):
+        shown = tuple(width.shape) if isinstance(width, Tensor) else repr(width)
+        raise ValueError(f"width must be one number above 0, not {shown}") from None
     if not width > 0:
         raise ValueError(f"width must be above 0, not {width}")
     if 0 in step_shape:
@@ -54,8 +60,9 @@ def _checked(
     dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
     threshold = torch.as_tensor(threshold, dtype=dtype, device=current.device)
     decay = torch.as_tensor(decay, dtype=dtype, device=current.device)
-    if not bool((threshold > 0).all()):
-        raise ValueError(f"threshold must be above 0, not {threshold.min().item()}")
+    fits = (threshold > 0) & threshold.isfinite()
+    if not bool(fits.all()):
+        raise ValueError(f"threshold must be above 0 and finite, not {threshold[~fits][0].item()}")
     if not bool(((decay >= 0) & (decay <= 1)).all()):
         raise ValueError(f"decay must lie in [0, 1], not {decay.min().item()} to {decay.max().item()}")
     for name, value in (("threshold", threshold), ("decay", decay)):
@@ -113,7 +120,7 @@ def lif(
 
     Args:
         current_TxC: input currents, time first.
-        threshold: theta > 0, number or tensor, one for all or [C], differentiable.
+        threshold: theta > 0, finite, number or tensor, one for all or [C], differentiable.
         decay: beta in [0, 1], number or tensor, one for all or [C], differentiable.
         kind, reset, surrogate: see the module.
         detach_reset: whether the gradient ignores the path through the reset.
@@ -162,8 +169,8 @@ def lif_rate(
     :func:`lif`; its peers do materialise the time axis. The mean lies on the levels k / steps: 2 steps + 1 of them, or
     steps + 1 for binary.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, not {steps}")
     if current_xC.ndim < 1:
         raise ValueError("current must have channels, not be one number")
     checked = _checked(

@@ -1,7 +1,8 @@
 """The autograd side that the compiled forms of lif and lif_rate share: what is saved, and in which dtype.
 
-A form is a module with ``forward`` and ``backward`` over an :class:`Inputs`. Between the two only the input current is
-kept, in the dtype it came in: backward charges the membrane again.
+A form is a module with ``forward``, which writes its results into tensors that it is given, and ``backward``, both over
+an :class:`Inputs`. Between the two only the input current is kept, in the dtype it came in: backward charges the
+membrane again.
 
 Shapes: T micro-steps, S stored steps (T, or 1 where one current serves all of them), N rows, C channels.
 """
@@ -60,9 +61,13 @@ class FusedLIF(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.dynamics, ctx.form = dynamics, form
         ctx.save_for_backward(current, threshold, decay, v0)
-        spikes_SNC, v_NC = form.forward(_inputs(current, threshold, decay, v0, dynamics.mean), dynamics)
-        v = None if v_NC is None else v_NC.view(current.shape[1:])
-        return spikes_SNC.view(current.shape), v
+        inputs = _inputs(current, threshold, decay, v0, dynamics.mean)
+        # Views are handed on, not out: autograd lets nobody change in place what a Function returns as a view.
+        spikes = current.new_empty(current.shape, dtype=torch.float32 if dynamics.mean else current.dtype)
+        v = None if dynamics.mean else current.new_empty(current.shape[1:], dtype=torch.float32)
+        v_NC = None if v is None else v.view(inputs.x_SNC.shape[1:])
+        form.forward(inputs, dynamics, spikes.view(inputs.x_SNC.shape), v_NC)
+        return spikes, v
 
     @staticmethod
     @once_differentiable

@@ -36,7 +36,7 @@ def _fire_and_reset(W, x, spikes, size, ternary, hard):
         s = ONE if u >= theta else ZERO
         if ternary:
             s -= ONE if u <= -theta else ZERO
-        spikes[c] = s
+        spikes[c] = u if u != u else s
         if hard:
             W[V, c] = ZERO if s != ZERO else u
         else:
@@ -183,6 +183,7 @@ def _backward(
                     W[GRAD_V, :size] = grad_last_NC[n, start:stop]
                 if mean:
                     W[TOTAL] = ZERO
+                if mean and has_spikes:
                     for c in range(size):
                         W[GRAD_S, c] = grad_spikes_SNC[0, n, start + c] / np.float32(steps)
                 if hard or parameters:
@@ -228,13 +229,13 @@ def _arguments(inputs: Inputs, dynamics: Dynamics) -> tuple:
     )  # fmt: skip
 
 
-def forward(inputs: Inputs, dynamics: Dynamics) -> tuple[Tensor, Tensor | None]:
-    """(spikes_SNC, last membrane [N, C]; None with ``mean``)."""
-    x = inputs.x_SNC
-    spikes = torch.empty_like(x, dtype=torch.float32)
-    v = x.new_empty((0, 0) if dynamics.mean else x.shape[1:], dtype=torch.float32)
-    _forward(*_arguments(inputs, dynamics), spikes.numpy(), v.numpy())  # pyright: ignore[reportCallIssue]
-    return (spikes, None) if dynamics.mean else (spikes.to(x.dtype), v)
+def forward(inputs: Inputs, dynamics: Dynamics, spikes_SNC: Tensor, v_NC: Tensor | None) -> None:
+    """Writes the spikes, or their mean, and the last membrane (None with ``mean``)."""
+    narrow = spikes_SNC.dtype != torch.float32
+    wide = torch.empty_like(spikes_SNC, dtype=torch.float32) if narrow else spikes_SNC
+    _forward(*_arguments(inputs, dynamics), wide.numpy(), _float32(v_NC))  # pyright: ignore[reportCallIssue]
+    if narrow:
+        spikes_SNC.copy_(wide)
 
 
 def backward(

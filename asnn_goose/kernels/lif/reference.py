@@ -11,15 +11,18 @@ from asnn_goose.kernels.lif.surrogate import derivative
 
 
 class _Fire(torch.autograd.Function):
-    """s = sign(v) [|v| >= theta] (ternary) or [v >= theta] (binary); ds/dv = g(u), ds/dtheta = -sign(v) g(u)."""
+    """s = sign(v) [|v| >= theta] (ternary) or [v >= theta] (binary), and NaN where v is.
+
+    ds/dv = g(u), ds/dtheta = -sign(v) g(u).
+    """
 
     @staticmethod
     def forward(ctx, v, threshold, kind, surrogate, width):
         ctx.save_for_backward(v, threshold)
         ctx.kind, ctx.surrogate, ctx.width = kind, surrogate, width
-        if kind == "binary":
-            return (v >= threshold).to(v.dtype)
-        return torch.sign(v) * (v.abs() >= threshold).to(v.dtype)
+        size = v if kind == "binary" else v.abs()
+        s = (size >= threshold).to(v.dtype)
+        return torch.where(v.isnan(), v, s if kind == "binary" else torch.sign(v) * s)
 
     @staticmethod
     def backward(ctx, *grad_outputs):
@@ -41,6 +44,9 @@ def _micro_step(v, x, threshold, decay, dynamics: Dynamics):
     if dynamics.reset == "soft":
         # The subtracted theta belongs to the reset path too: it carries no gradient when the reset is detached.
         v = v - fired * (threshold.detach() if dynamics.detach_reset else threshold)
+    elif dynamics.detach_reset:
+        # v (1 - |s|) would be NaN for an infinite membrane. One that is NaN, as its spike, is not reset.
+        v = torch.where(fired.abs() > 0.0, 0.0, v)
     else:
         # |s| written as s sign(v), whose derivative is the surrogate's also where s = 0; autograd's |s| has none there.
         v = v * (1.0 - (fired if dynamics.kind == "binary" else fired * torch.sign(v.detach())))

@@ -86,7 +86,8 @@ def _forward_kernel(
     TERNARY: tl.constexpr, SOFT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     place, inside, columns, _ = _tile(N, C, ROWS, COLUMNS)
-    step = N.to(tl.int64) * C
+    # Of an N of 1 the JIT makes a plain Python number, which has no methods.
+    step = tl.cast(N, tl.int64) * C
     theta, beta = _parameters(threshold, decay, columns, C, THRESHOLD_STRIDE, DECAY_STRIDE)
     v = tl.zeros((ROWS, COLUMNS), tl.float32)
     if HAS_V0:
@@ -100,6 +101,7 @@ def _forward_kernel(
         u = beta * v + current
         s = _fire(u, theta, TERNARY)
         v = _reset(u, s, theta, SOFT)
+        s = tl.where(u != u, u, s)
         if MEAN:
             total += s
         else:
@@ -119,7 +121,7 @@ def _backward_kernel(
     PARAMETERS: tl.constexpr, SHAPE: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     place, inside, columns, row_block = _tile(N, C, ROWS, COLUMNS)
-    step = N.to(tl.int64) * C
+    step = tl.cast(N, tl.int64) * C
     theta, beta = _parameters(threshold, decay, columns, C, THRESHOLD_STRIDE, DECAY_STRIDE)
     zero = tl.zeros((ROWS, COLUMNS), tl.float32)
     constant = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
@@ -234,19 +236,16 @@ def _flags(inputs: Inputs, dynamics: Dynamics) -> dict[str, bool | int]:
     }
 
 
-def forward(inputs: Inputs, dynamics: Dynamics) -> tuple[Tensor, Tensor | None]:
-    """(spikes_SNC, last membrane [N, C]; None with ``mean``)."""
+def forward(inputs: Inputs, dynamics: Dynamics, spikes_SNC: Tensor, v_NC: Tensor | None) -> None:
+    """Writes the spikes, or their mean, and the last membrane (None with ``mean``)."""
     x = inputs.x_SNC
     N, C, rows, columns, row_blocks = _layout(inputs)
-    spikes = torch.empty_like(x, dtype=torch.float32 if dynamics.mean else x.dtype)
-    v_last = None if dynamics.mean else torch.empty_like(x[0], dtype=torch.float32)
     # A pointer that a flag leaves unread may be any tensor.
     _tuned(_forward_kernel)[(triton.cdiv(C, columns) * row_blocks,)](
-        x, inputs.threshold, inputs.decay, x if inputs.v0_NC is None else inputs.v0_NC, spikes,
-        spikes if v_last is None else v_last, N, C, dynamics.steps, **_flags(inputs, dynamics),
+        x, inputs.threshold, inputs.decay, x if inputs.v0_NC is None else inputs.v0_NC, spikes_SNC,
+        spikes_SNC if v_NC is None else v_NC, N, C, dynamics.steps, **_flags(inputs, dynamics),
         ROWS=rows, COLUMNS=columns, enable_fp_fusion=False,
     )  # fmt: skip
-    return spikes, v_last
 
 
 def backward(

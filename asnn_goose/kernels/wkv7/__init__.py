@@ -20,6 +20,7 @@ LOG_W_MIN = -math.exp(-0.5)
 """RWKV-7's decay is exp(-exp(-1/2) sigmoid(.)), so log_w never falls below -0.6065."""
 
 _LARGEST_LOG = {torch.float32: 80.0, torch.float64: 700.0}
+"""Of C max|log_w|. ``torch_chunk`` holds exp of half of it, and as much again is left to values and gradients."""
 _SHORT = 8
 
 
@@ -47,8 +48,10 @@ def wkv7_backend(
     """The form that ``wkv7`` will run for such input; raises ValueError if a named one cannot."""
     if backend == "auto" and tokens < _SHORT:
         return "reference"
+    # fla rounds the factors of float32 products to TF32: float32 goes there only where it is asked for by name.
+    backends = [form for form in BACKENDS if backend != "auto" or form.name != "fla" or dtype in HALF]
     options = {"diagonal": diagonal, "key_size": key_size, "value_size": value_size}
-    return choose("wkv7", BACKENDS, backend, device=device, dtype=dtype, gradient=True, state=True, **options)
+    return choose("wkv7", backends, backend, device=device, dtype=dtype, gradient=True, state=True, **options)
 
 
 def wkv7(
@@ -65,6 +68,9 @@ def wkv7(
 ) -> tuple[Tensor, Tensor]:
     """Outputs y_BLHV and the state after the last token, in float32 (float64 for float64 input).
 
+    The dtype of r is that of the input: the other tensors are turned into what the form works in for it, float64 for
+    float64 and float32 for the rest (fla: r's own).
+
     Args:
         r, k, v: receptance, key and value, [B, L, H, D].
         log_w: logarithm of the decay, <= 0.
@@ -73,13 +79,15 @@ def wkv7(
         state: [B, H, D_v, D_k] before the first token; None: 0.
         chunk_size: tokens per chunk of ``torch_chunk``.
         backend: reference (token by token), torch_chunk, native (numba; CPU, float32 and narrower), fla
-            (flash-linear-attention; CUDA, an optional extra) or auto: on the CPU native for float32, elsewhere
-            torch_chunk; fla on CUDA where it is installed; the reference below 8 tokens.
+            (flash-linear-attention; CUDA, float32, in whose products it rounds to TF32, and narrower, an optional
+            extra) or auto: the reference below 8 tokens; else native on the CPU for float32 and narrower, fla on CUDA
+            for half precision where it is installed and has the form, and torch_chunk for all the rest.
 
     Raises:
-        ValueError: for unequal shapes, no tokens, integer input, chunk_size < 1, an unknown backend or one that cannot
-            run here, or a decay so strong that its inverse over one chunk of ``torch_chunk`` cannot be represented
-            (only the value furthest from 0 is looked at).
+        ValueError: for unequal shapes, no tokens, integer input, a chunk_size that is no whole number of at least 1, an
+            unknown backend or one that cannot run here, or a decay so strong that over one chunk of ``torch_chunk`` its
+            inverse, or what values and gradients make of it, could not be represented (only the value furthest from 0
+            is looked at).
     """
     if (a is None) != (b is None):
         raise ValueError("a and b are given together or not at all")
@@ -96,8 +104,8 @@ def wkv7(
     state_shape = (r.shape[0], r.shape[2], v.shape[-1], r.shape[-1])
     if state is not None and state.shape != state_shape:
         raise ValueError(f"state must be [B, H, D_v, D_k] = {state_shape}, not {tuple(state.shape)}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(f"chunk_size must be a whole number of at least 1, not {chunk_size}")
     choice = wkv7_backend(
         backend, r.device, r.dtype,
         tokens=r.shape[1], diagonal=a is None, key_size=r.shape[-1], value_size=v.shape[-1],
@@ -124,7 +132,7 @@ def wkv7(
         if largest * chunk_size > _LARGEST_LOG[dtype]:
             fits = int(_LARGEST_LOG[dtype] / largest)
             raise ValueError(
-                f"|log_w| reaches {largest:.3g}, which over chunk_size {chunk_size} overflows {dtype}: use "
+                f"|log_w| reaches {largest:.3g}, which over chunk_size {chunk_size} may overflow {dtype}: use "
                 f"{f'a chunk_size of at most {fits} or ' if fits else ''}another backend"
             )
         return wkv7_chunk(r, log_w, k, v, a, b, state, chunk_size)
