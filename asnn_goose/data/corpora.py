@@ -47,8 +47,8 @@ def load_corpus(config: DataConfig) -> Corpus:
     """The corpus that ``config`` names, without documents of white space alone and near-duplicates of earlier ones.
 
     Raises:
-        UserError: missing folder or file type, unknown asset, no network, bytes that are not UTF-8, a record that is
-            not JSON or lacks the text field, nothing to read.
+        UserError: missing folder or file type, unknown asset, no network, bytes that are not UTF-8, a damaged parquet
+            file, a record that is not JSON, lacks the text field or has half a surrogate pair there, nothing to read.
     """
     if config.source == "asset":
         name, licence, texts = _from_asset(config.name)
@@ -181,8 +181,10 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
             for batch in batches:
                 for value in batch.column(0).to_pylist():
                     yield _text({text_field: value}, text_field, str(path))
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is not a parquet file that can be read ({error}): mend or remove it") from error
+    # A flipped bit shows as any of these, by where it lies: in the schema, the compression or the text.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a parquet file that can be read ({reason}): mend or remove it") from error
 
 
 def _from_hub(name: str, text_field: str) -> tuple[str, str, Iterable[str]]:
@@ -222,7 +224,18 @@ def _text(record: Mapping[str, Any], field: str, where: str) -> str:
     if text is not None and not isinstance(text, str):
         kind = type(text).__name__
         raise UserError(f"{where} has a {kind} in field {field!r}: set data.text_field to a field that holds text")
+    if text and not is_encodable(text):
+        raise UserError(f"{where} has half a surrogate pair in field {field!r}: mend or drop the record")
     return text or ""
+
+
+def is_encodable(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _missing_field(where: str, field: str, known: Iterable[str]) -> UserError:

@@ -109,18 +109,23 @@ def evaluation_windows(shard: TokenShard, window: int, budget_tokens: int, batch
 
     Each document is cut at the multiples of ``window`` tokens from its start, so no window crosses documents. A shorter
     window is padded on the right; a window of a single token, which has nothing to predict, is left out. The last
-    window is cut so that the tokens of all windows add up to the budget; a split with less is taken whole.
+    window is cut so that the tokens of all windows add up to the budget, or to one token less where the cut would leave
+    a single one; a split with less is taken whole.
 
     Raises:
         UserError: no document has two tokens.
+        ValueError: a budget below two tokens.
     """
+    if budget_tokens < 2:
+        raise ValueError(f"budget_tokens is {budget_tokens}, and the least that has a token to predict is 2")
     spans: list[tuple[int, int]] = []
     left = budget_tokens
     for start, end in _document_windows(shard, window):
-        if left == 0:
+        end = min(end, start + left)
+        if end - start < 2:
             break
-        spans.append((start, min(end, start + left)))
-        left -= spans[-1][1] - start
+        spans.append((start, end))
+        left -= end - start
     if not spans:
         raise UserError("the evaluation text holds no document of two tokens or more: give longer documents")
     input_ids_WL = torch.zeros(len(spans), window, dtype=torch.int64)

@@ -20,6 +20,9 @@ def keep_first_of_near_duplicates(texts: Sequence[str], threshold: float) -> lis
     kept, with S the set of runs of five lower-case words (a shorter document is one run; one without a word stands for
     itself). Exact: candidates are found by prefix filtering (Bayardo, Ma and Srikant, WWW 2007), and each is counted.
 
+    Containment is no overlap in this sense: where S_j lies wholly in S_i, J = |S_j| / |S_i|, so a document that stands
+    word for word within one of more than 1 / ``threshold`` times its shingles is kept, and so is the longer one.
+
     Prefix filtering: order the shingles of both documents in one way, rarest first. If J >= t then the overlap is at
     least t |S|, so the first common shingle stands among the first |S| - ceil(t |S|) + 1 of either document.
     """

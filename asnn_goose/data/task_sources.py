@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from asnn_goose.assets import ASSETS, did_you_mean, fetch
 from asnn_goose.config.task import TaskConfig
+from asnn_goose.data.corpora import is_encodable
 from asnn_goose.errors import UserError
 
 FILE_TYPES = (".csv", ".tsv", ".jsonl")
@@ -81,22 +82,16 @@ def _record(values: Mapping[Any, Any], config: TaskConfig, where: str) -> Record
             f"{where} has {what} in field {config.text_field!r}: give it a text, drop the record, or set "
             "task.text_field to another field"
         )
-    if not _is_encodable(text):
-        raise UserError(f"{where} has half a surrogate pair in field {config.text_field!r}: mend or drop the record")
     label = label_name(_field(values, config.label_field, "label_field", where), where)
-    group = None
+    shared = None
     if config.group_field is not None:
-        group = str(_field(values, config.group_field, "group_field", where))
+        shared = _field(values, config.group_field, "group_field", where)
+    # A table leaves a value out as an empty cell, which all such records would share.
+    group = None if shared is None or not str(shared).strip() else str(shared)
+    for field, value in ((config.text_field, text), (config.label_field, label), (config.group_field, group)):
+        if value is not None and not is_encodable(value):
+            raise UserError(f"{where} has half a surrogate pair in field {field!r}: mend or drop the record")
     return Record(text, label, group)
-
-
-def _is_encodable(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _field(values: Mapping[Any, Any], field: str, key: str, where: str) -> Any:
@@ -184,6 +179,9 @@ def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     separator = "," if path.suffix.lower() == ".csv" else "\t"
     # Not strict, an opening quote without its end would take all that follows into one field.
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    # The module's own limit guards against an open quotation mark, which strict reading refuses anyway.
+    limit = csv.field_size_limit()
+    csv.field_size_limit(max(limit, len(text)))
     try:
         for values in reader:
             if None in values or None in values.values():
@@ -197,6 +195,8 @@ def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             f"{path} cannot be read after line {reader.line_num} ({error}): close every quotation mark and double "
             "those within a field, or use .jsonl"
         ) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _from_hub(config: TaskConfig) -> Source:

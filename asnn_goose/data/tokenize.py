@@ -54,7 +54,8 @@ def tokenise(
     is read as plain text.
 
     Raises:
-        UserError: a tokenizer without fast form or end-of-text token; a full disk.
+        UserError: a tokenizer without fast form or end-of-text token; a token that covers more bytes than uint16
+            counts; a full disk.
     """
     backend, eos = _plain_backend(tokenizer)
     key = _key(corpus, splits, backend, eos)
@@ -106,7 +107,14 @@ def _encode_split(documents: Sequence[Document], backend: Tokenizer, eos: int) -
     dtype = np.uint16 if max(backend.get_vocab_size(), eos + 1) <= 2**16 else np.uint32
     pieces = _byte_lengths(backend)
     tokens, token_bytes, lengths = [], [], []
+    most = np.iinfo(np.uint16).max
     for document, ids, covered in _encoded(documents, backend, pieces):
+        if covered.max(initial=0) > most:
+            raise UserError(
+                f"the document that begins {document.text[:40]!r} has a word or blank space of {covered.max():,} bytes "
+                f"that the tokenizer reads as one token, and {most:,} are counted at most: break it up or drop the "
+                "document"
+            )
         tokens.append(np.append(ids, eos).astype(dtype))
         token_bytes.append(np.append(covered, 0).astype(np.uint16))
         lengths.append(len(document.text.encode()))

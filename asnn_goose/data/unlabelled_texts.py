@@ -33,6 +33,8 @@ def pieces(
     ids: list[np.ndarray] = []
     count = 0
     for first in range(0, len(documents), DOCUMENTS_PER_CALL):
+        if count >= tokens:
+            break
         texts = [document.text for document in documents[first : first + DOCUMENTS_PER_CALL]]
         cut = tokenizer(texts, truncation=True, max_length=window, return_overflowing_tokens=True).encodings
         assert cut is not None, "a fast tokenizer gives its encodings"

@@ -42,7 +42,10 @@ def biased_losses(experiment: Experiment) -> list[str]:
 
 def _skipped(metrics: Metrics) -> list[str]:
     count = max((line.get("skipped_steps") or 0 for line in metrics), default=0)
-    return [f"{count:.0f} optimiser steps were left out: their loss or gradient was not finite."] if count else []
+    if not count:
+        return []
+    steps, whose = ("1 optimiser step was", "its") if count == 1 else (f"{count:.0f} optimiser steps were", "their")
+    return [f"{steps} left out: {whose} loss or gradient was not finite."]
 
 
 def temperature_alarms(metrics: Metrics, config: TemperatureConfig, patience: int = 50) -> list[str]:

@@ -87,6 +87,11 @@ def test_near_duplicates_are_dropped_at_the_configured_overlap(tmp_path):
         ("a.jsonl", b'{"text": 3}', r"line 1 has a int in field 'text'"),
         ("a.jsonl", b'\n{"text": ', r"a\.jsonl, line 2 is not JSON"),
         ("a.jsonl", b"[1]", r"line 1 is no JSON object"),
+        (
+            "a.jsonl",
+            rb'{"text": "\ud83d\ude00"}' + b"\n" + rb'{"text": "\ud83d hi"}',
+            r"a\.jsonl, line 2 has half a surrogate pair in field 'text': mend or drop the record",
+        ),
         ("a.parquet", b"PAR1 no", r"a\.parquet is not a parquet file"),
     ],
 )
@@ -96,6 +101,27 @@ def test_bad_files_are_one_sentence(tmp_path, name, content, sentence):
     with pytest.raises(UserError, match=sentence) as error:
         load_corpus(_files(tmp_path if name else tmp_path / "no-such-folder"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["footer", "page", "text"])
+def test_a_damaged_parquet_file_is_one_sentence(tmp_path, place):
+    path = tmp_path / "a.parquet"
+    texts = ["naïve tea"] * 50
+    if place == "text":
+        parquet.write_table(pyarrow.table({"text": texts}), path, compression="none", use_dictionary=False)
+        content = path.read_bytes().replace("ï".encode(), b"\xff\xff")
+    else:
+        parquet.write_table(pyarrow.table({"text": texts}), path)
+        content = bytearray(path.read_bytes())
+        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")  # before its length and "PAR1"
+        start, end = (footer, len(content) - 8) if place == "footer" else (4, 60)
+        content[start:end] = b"\xff" * (end - start)
+    path.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"a\.parquet is not a parquet file that can be read \(.*mend or remove it"
+    ) as e:
+        load_corpus(_files(tmp_path))
+    assert "\n" not in str(e.value)
 
 
 def test_a_parquet_file_without_the_field_names_what_it_has(tmp_path):

@@ -1,6 +1,7 @@
 """Windows: the training order is a function of the seed alone, the evaluation set of its budget alone."""
 
-from itertools import chain, pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -158,25 +159,38 @@ def test_windows_start_at_documents_and_multiples_and_tails_are_padded():
 @given(
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=6).filter(lambda lengths: max(lengths) >= 2),
     window=st.integers(2, 8),
-    budget=st.integers(1, 100),
+    budget=st.integers(2, 100),
     batch_size=st.integers(1, 5),
 )
-def test_the_budget_is_met_exactly_in_order(lengths, window, budget, batch_size):
+def test_the_first_tokens_of_the_budget_are_read_but_for_a_single_one(lengths, window, budget, batch_size):
     shard = _shard(*lengths)
     documents = np.split(np.arange(1, sum(lengths) + 1), np.cumsum(lengths)[:-1])
     pieces = [document[i : i + window].tolist() for document in documents for i in range(0, len(document), window)]
     whole = [piece for piece in pieces if len(piece) > 1]
+    tokens = [(window, token) for window, piece in enumerate(whole) for token in piece][:budget]
+    expected = [[token for _, token in group] for _, group in groupby(tokens, itemgetter(0))]
     result = evaluation_windows(shard, window, budget, batch_size)
 
     masks = [row for batch in result.batches for row in batch.mask.tolist()]
     read = [row[: sum(mask)] for row, mask in zip(_windows(*result.batches), masks, strict=True)]
     assert all(mask == sorted(mask, reverse=True) and len(mask) == window for mask in masks)
-    assert list(chain(*read)) == list(chain(*whole))[:budget]
-    assert all(piece[: len(row)] == row for row, piece in zip(read, whole, strict=False))
+    assert read == [row for row in expected if len(row) > 1]
     predicted = [token for row in read for token in row[1:]]
     assert result.predicted_tokens == len(predicted)
     assert result.predicted_bytes == sum((token - 1) % 5 for token in predicted)
     assert [len(batch.input_ids) for batch in result.batches[:-1]] == [batch_size] * (len(result.batches) - 1)
+
+
+@pytest.mark.parametrize(("budget", "lengths"), [(4, [4]), (5, [4]), (6, [4, 2]), (9, [4, 4])])
+def test_a_budget_that_ends_on_a_windows_first_token_leaves_it_out(budget, lengths):
+    result = evaluation_windows(_shard(10), window=4, budget_tokens=budget, batch_size=8)
+    assert result.batches[0].mask.sum(1).tolist() == lengths
+    assert result.predicted_tokens == sum(lengths) - len(lengths)
+
+
+def test_a_budget_with_nothing_to_predict_is_an_error():
+    with pytest.raises(ValueError, match="budget_tokens is 1"):
+        evaluation_windows(_shard(10), 4, 1, 2)
 
 
 def test_no_document_of_two_tokens_says_what_to_change():

@@ -1,5 +1,6 @@
 """Labelled records: what is read from where, and what is refused in one sentence."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_one_file_is_training_text_in_its_order(tmp_path):
     path = _jsonl(tmp_path / "notes.jsonl", records)
     source = read_source(_files(path, text_field="body", label_field="kind", group_field="film"))
     assert source.name == "notes" and source.labels is None
-    assert source.splits == {"train": [Record(" One, two ", "a", "3"), Record("x\ny", "5", "None")]}
+    assert source.splits == {"train": [Record(" One, two ", "a", "3"), Record("x\ny", "5", None)]}
 
 
 @pytest.mark.parametrize(("ending", "separator"), [("csv", ","), ("tsv", "\t"), ("CSV", ",")])
@@ -62,6 +63,26 @@ def test_tables_are_read_as_they_are_quoted(tmp_path, ending, separator):
     )
     records = read_source(_files(path)).splits["train"]
     assert records == [Record(f'say "hi", {separator}\r\nthere', "a", None), Record("naïve", "2", None)]
+
+
+def test_an_empty_cell_is_no_group(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,film\none,a,\ntwo,b, \nthree,a,None\nfour,b,0\n")
+    records = read_source(_files(path, group_field="film")).splits["train"]
+    assert [record.group for record in records] == [None, None, "None", "0"]
+
+
+def test_half_a_surrogate_pair_in_a_group_is_one_sentence(tmp_path):
+    path = _jsonl(tmp_path / "a.jsonl", [{"text": "one", "label": "a", "film": "\ud83d"}])
+    with pytest.raises(UserError, match=r"line 1 has half a surrogate pair in field 'film': mend or drop the record"):
+        read_source(_files(path, group_field="film"))
+
+
+def test_a_text_longer_than_the_csv_modules_limit_is_read(tmp_path):
+    path, limit = tmp_path / "a.csv", csv.field_size_limit()
+    path.write_text("text,label\n" + "x" * (limit + 1) + ",a\n")
+    assert read_source(_files(path)).splits["train"] == [Record("x" * (limit + 1), "a", None)]
+    assert csv.field_size_limit() == limit
 
 
 def test_a_folder_has_its_splits(tmp_path):
@@ -85,12 +106,12 @@ def test_a_folder_has_its_splits(tmp_path):
         ("a.csv", "text,label\none, two,a\n", r"line 2 has not as many fields as the header"),
         ("a.csv", "text,label\none\n", r"line 2 has not as many fields as the header"),
         ("a.tsv", 'label\ttext\na\t"oops\nb\ttwo\nb\tthree\n', r"cannot be read after line 1 \(unexpected end.*close"),
-        ("a.csv", "text,label\n" + "x" * 200_000 + ",a\n", r"cannot be read after line 1 \(field larger.*use \.jsonl"),
         ("a.jsonl", '{"text": "one", "label": 1.0}', r"line 1 has the label 1\.0"),
         ("a.jsonl", '{"text": "one", "label": true}', r"line 1 has the label True"),
         ("a.jsonl", '\n{"text": null, "label": "a"}', r"line 2 has no text in field 'text'"),
         ("a.jsonl", '{"text": 3, "label": "a"}', r"line 1 has a int in field 'text'"),
         ("a.jsonl", r'{"text": "\ud83d hi", "label": "a"}', r"line 1 has half a surrogate pair in field 'text'"),
+        ("a.jsonl", r'{"text": "hi", "label": "\ude00"}', r"line 1 has half a surrogate pair in field 'label'"),
         ("a.jsonl", '{"text": ', r"line 1 is not JSON"),
         ("a.jsonl", "[1]", r"line 1 is no JSON object"),
         ("a.parquet", "x", r"a\.parquet' is of another kind than \.csv, \.tsv, \.jsonl"),

@@ -158,6 +158,20 @@ def test_large_vocabularies_get_four_bytes_a_token(tmp_path):
     assert shard.tokens.tolist() == [2**16, 1]
 
 
+@pytest.mark.parametrize("length", [2**16 - 1, 2**16])
+def test_a_token_of_more_bytes_than_uint16_counts_is_refused(tmp_path, length):
+    backend = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "<end>": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    text = "q" * length + " a"
+    if length < 2**16:
+        shard = _shards(tmp_path, tokenizer, train=(text,))["train"]
+        assert shard.token_bytes.tolist() == [length, 2, 0]
+    else:
+        with pytest.raises(UserError, match=r"begins 'q{40}' has a word .* of 65,536 bytes .* 65,535 .*: break it up"):
+            _shards(tmp_path, tokenizer, train=(text,))
+
+
 def test_a_tokenizer_without_an_end_is_refused(tmp_path):
     backend = Tokenizer.from_str(json.dumps(json.loads(_BYTE_LEVEL.backend_tokenizer.to_str())))
     with pytest.raises(UserError, match="no end-of-text token: set its eos_token"):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from asnn_goose.data import unlabelled_texts
 from asnn_goose.data.corpora import Document
 from asnn_goose.data.unlabelled_texts import pieces
 from asnn_goose.errors import UserError
@@ -32,6 +33,21 @@ def test_pieces_in_their_order_are_the_documents(tokenizer):
 def test_the_last_piece_is_the_one_that_fills_the_budget(tokenizer, tokens):
     lengths = pieces(_documents(), tokenizer, 8, tokens).lengths_N
     assert lengths[:-1].sum() < tokens <= lengths.sum()
+
+
+def test_no_document_behind_the_budget_is_tokenised(tokenizer, monkeypatch):
+    monkeypatch.setattr(unlabelled_texts, "DOCUMENTS_PER_CALL", 2)
+    taken = []
+
+    class Watched(list):
+        def __getitem__(self, index):
+            taken.extend(found := super().__getitem__(index))
+            return found
+
+    # Ten tokens a document: the third fills the budget, and the call that reads it takes the fourth as well.
+    documents = [Document(str(number), "abcdefghij") for number in range(12)]
+    assert pieces(Watched(documents), tokenizer, 16, 30).lengths_N.tolist() == [10, 10, 10]
+    assert taken == documents[:4]
 
 
 def test_a_window_that_the_model_cannot_read_is_refused(tokenizer):

@@ -101,6 +101,8 @@ def test_a_biased_objective_and_steps_left_out_are_told(make_experiment, make_re
     plain, biased = make_experiment(), make_experiment({"distillation.losses.tcs": {"weight": 0.5, "k": 100}})
     told = find_alarms(make_result(), [{"step": 3, "skipped_steps": 2}], plain)
     assert "2 optimiser steps were left out: their loss or gradient was not finite." in told
+    one = find_alarms(make_result(), [{"step": 3, "skipped_steps": 1}], plain)
+    assert "1 optimiser step was left out: its loss or gradient was not finite." in one
     assert not any("biased" in alarm for alarm in told)
     told = find_alarms(make_result(), [], biased)
     assert any(alarm.startswith("The objective is biased: tcs renormalises both sides") for alarm in told)
