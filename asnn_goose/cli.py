@@ -62,7 +62,10 @@ def main(experiment_name: str, argv: Sequence[str] | None = None) -> int:
             return 0
         return _run(invocation, argv)
 
-    return _in_a_sentence(work, argv, "stopped; there is no checkpoint yet, so start again without --resume")
+    stopped = "stopped; there is no checkpoint yet, so start again without --resume"
+    if any(word.partition("=")[0] == "--resume" for word in argv):
+        stopped = "stopped; the run is as it was, so go on with the same command"
+    return _in_a_sentence(work, argv, stopped)
 
 
 def ladder(argv: Sequence[str] | None = None) -> int:
@@ -215,22 +218,19 @@ def _resumed(invocation: Invocation[Any]) -> Path | None:
 
 def _resumed_experiment(invocation: Invocation[Any], argv: Sequence[str], path: Path) -> AnyExperiment:
     """The run's own configuration; flags may repeat it but not change it."""
-    from asnn_goose.reporting import RunFolder
+    from asnn_goose.reporting.run_folder import RunFolder, read_config
 
     folder = RunFolder.open(path)
-    text = folder.config.read_text(encoding="utf-8")
+    text = read_config(path)
     own = (load_classifier_dump if is_classifier_dump(text) else load_dump)(text, str(folder.config))
     asked = invocation.experiment
     if own.version != asked.version:
         raise UserError(f"{path} is a run of {own.version}, not of {asked.version}: use experiments/{own.version}.py")
-    given = set(invocation.overrides)
-    if any(word.partition("=")[0] == "--scale" for word in argv):
-        given.add("train.scale")
+    given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     for key, (old, new) in delta(asked, own).items():
-        # The flag may have named the key or, to pick a file, the key's group.
-        flag = next((name for name in (key, key.partition(".")[0]) if name in given), None)
-        if flag is not None:
-            flag = "scale" if flag == "train.scale" else flag
+        # The flag may have named the key, a branch around it, or, to pick a file, its group.
+        names = ["scale"] if key == "train.scale" else [key.rsplit(".", cut)[0] for cut in range(key.count(".") + 1)]
+        if (flag := next((name for name in names if name in given), None)) is not None:
             raise UserError(
                 f"{path} was started with {key} = {old} and cannot go on with {new}: drop --{flag}, or start a new run"
             )

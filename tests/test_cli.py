@@ -218,6 +218,7 @@ def unfinished(tiny_run, tmp_path, tiny_flags) -> Path:
         (["--seed=4"], ("seed = 0 and cannot go on with 4", "drop --seed")),
         (["--scale=ladder"], ("train.scale = smoke and cannot go on with ladder", "drop --scale")),
         (["--student=converted"], ("student.layers = 2 and cannot go on with None", "drop --student")),
+        (["--distillation.losses.ce=null"], ("ce.weight = ", "go on with None: drop --distillation.losses.ce,")),
     ],
 )
 def test_a_resume_with_a_changed_configuration_names_the_key(refused, unfinished, flags, words):
@@ -237,6 +238,11 @@ def test_a_torn_checkpoint_is_one_sentence(refused, unfinished):
     path = unfinished / "checkpoints" / "last.pt"
     path.write_bytes(path.read_bytes()[:1000])
     assert "last.pt cannot be read" in refused(["--resume"])
+
+
+def test_a_lost_configuration_is_one_sentence(refused, unfinished):
+    (unfinished / "config.yaml").unlink()
+    assert f"{unfinished / 'config.yaml'} does not exist" in refused([f"--resume={unfinished}"])
 
 
 def test_a_configuration_changed_by_hand_is_refused(refused, unfinished):
@@ -383,6 +389,19 @@ def test_ctrl_c_is_no_traceback_wherever_it_comes(tiny_flags, tiny_run, capfd, l
     assert cli.main("v11_1", ["--resume"]) == 0
     (folder,) = (Path(os.environ["ASNN_GOOSE_RUNS"]) / "v11_1").iterdir()
     assert results(folder) == results(tiny_run) and metrics(folder) == metrics(tiny_run)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_ctrl_c_before_a_resumed_run_goes_on_changes_nothing(tiny_flags, unfinished, monkeypatch, capfd, named):
+    before = files_below(unfinished)
+
+    def press(_experiment):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("asnn_goose.train.session.prepare", press)
+    assert cli.main("v11_1", [f"--resume={unfinished}"] if named else ["--scale=smoke", "--resume"]) == 130
+    assert capfd.readouterr().err.endswith("stopped; the run is as it was, so go on with the same command\n")
+    assert files_below(unfinished) == before
 
 
 # What is said

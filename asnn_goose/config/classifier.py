@@ -158,7 +158,7 @@ class ClassifierExperiment(Settings):
     """What the run is to answer, as one sentence."""
     change: str
     """The one difference from the parent, as one sentence."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
     """Seed of initialisation and order of the texts."""
     task: TaskConfig
     teacher: EncoderConfig

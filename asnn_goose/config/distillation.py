@@ -1,5 +1,6 @@
 """What the student is asked to minimise: terms, temperature, balance, and where the teacher's targets come from."""
 
+import math
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -50,6 +51,8 @@ class TemperatureConfig(Settings):
     def _ordered(self):
         if not self.low < self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.mode == "learned" and not math.isfinite(self.high):
+            raise ValueError(f"high ({self.high}) must be finite, since a learned temperature lies between its bounds")
         start = None if self.ramp is None else self.ramp.start
         for key, value in {"init": self.init, "anchor": self.anchor, "ramp.start": start}.items():
             if self.mode != "fixed" and value is not None and not self.low < value < self.high:
@@ -132,6 +135,13 @@ class DistillationConfig(Settings):
             raise ValueError(f"balance.mode {mode} needs two or more losses: set it to none")
         if mode in ("gradient_norm", "project_kd") and "ce" not in terms:
             raise ValueError(f"balance.mode {mode} compares the losses with ce: give ce a weight")
+        for name, term in terms.items() if mode == "gradnorm" else ():
+            ramp, start = term.ramp, self.balance.start
+            if (term.weight == 0.0 and ramp is None) or (ramp is not None and ramp.start == 0.0 and ramp.begin > start):
+                raise ValueError(
+                    f"balance.mode gradnorm compares each loss with its value at balance.start ({start:g}), where the "
+                    f"weight of {name} is 0: drop the loss, or move its ramp and balance.start"
+                )
         ramped = sorted(name for name, term in terms.items() if term.ramp is not None)
         if mode == "gradient_norm" and ramped:
             raise ValueError(

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from pydantic import BaseModel
 
 from asnn_goose.config.classifier import ClassifierExperiment
-from asnn_goose.config.keys import IDENTITY, Key, bad_value, flatten, groups, keys, unknown_key
+from asnn_goose.config.keys import IDENTITY, Key, bad_value, branches, flatten, groups, keys, unknown_key
 from asnn_goose.config.schema import Experiment
 from asnn_goose.errors import UserError
 
@@ -44,12 +44,12 @@ def settable(model: type[BaseModel] = Experiment) -> dict[str, Key]:
 
 
 def parse_flags(argv: Sequence[str], model: type[BaseModel] = Experiment) -> Flags:
-    """Read flags; the last of two that name the same key counts.
+    """Read flags; the last of two that name the same key counts. A branch that may be null can be set to null.
 
     Raises:
         UserError: unknown key, a value of the wrong type or out of range, a flag without its value, a stray word.
     """
-    known = settable(model)
+    known, optional = settable(model), branches(model)
     picks = {"scale": "train"} | {group: group for group in groups(model) if group != "train"}
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
     for key in known.values():
@@ -64,6 +64,9 @@ def parse_flags(argv: Sequence[str], model: type[BaseModel] = Experiment) -> Fla
             found["resume"] = Path(given).expanduser() if given else "newest"
         elif name in ("train", "train.scale"):
             raise UserError(f"--{name} ({COMMAND_LINE}): the train group is picked with --scale")
+        elif name in optional and given == "null":
+            settings = {key: value for key, value in found["settings"].items() if not key.startswith(f"{name}.")}
+            found["settings"] = settings | {name: None}
         elif name not in known and name not in picks and name != "run-dir":
             candidates = [*known, *picks, "run-dir", "resume", *_SWITCHES]
             raise unknown_key(name, given, COMMAND_LINE, candidates)
@@ -105,6 +108,9 @@ def help_text(experiment: Experiment | ClassifierExperiment, scales: Sequence[st
         value = values[key.path] if isinstance(values.get(key.path), str) else json.dumps(values.get(key.path))
         section = sections.get(key.path.partition(".")[0], run)
         section.add_argument(f"--{key.path}", metavar=value, help=f"{key.doc} ({key.allowed})".replace("%", "%%"))
+    for path, doc in branches(model).items():
+        section = sections.get(path.partition(".")[0], run)
+        section.add_argument(f"--{path}", metavar="null", help=f"Leave it out: {doc}".replace("%", "%%"))
     return parser.format_help()
 
 

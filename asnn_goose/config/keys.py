@@ -43,6 +43,18 @@ def keys(model: type[BaseModel] = Experiment, prefix: str = "") -> dict[str, Key
     return {key.path: key for key in _walk(model, prefix)}
 
 
+def branches(model: type[BaseModel] = Experiment, prefix: str = "") -> dict[str, str]:
+    """Dotted name -> doc of the branches that may be null."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        parts = _parts(field.annotation)
+        if branch := next(filter(_is_model, parts), None):
+            if types.NoneType in parts:
+                found[prefix + name] = " ".join((field.description or "").split())
+            found |= branches(branch, f"{prefix}{name}.")
+    return found
+
+
 def groups(model: type[BaseModel] = Experiment) -> tuple[str, ...]:
     """Names of the groups of an experiment that have files of their own."""
     return tuple(name for name, field in model.model_fields.items() if _is_model(field.annotation))
@@ -159,7 +171,11 @@ def explain(error: ValidationError, source_of: Callable[[str], str], model: type
         location.pop()
     if not location:
         return UserError(f"{path} = {_shown(first['input'])} ({source}): must be a mapping of keys to values")
-    return bad_value(known[".".join(location)], first["input"], source)
+    key = known[".".join(location)]
+    if first["type"] == "finite_number":
+        allowed = key.allowed.replace("number", "finite number", 1)
+        return UserError(f"{key.path} = {_shown(first['input'])} ({source}): must be {allowed}")
+    return bad_value(key, first["input"], source)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

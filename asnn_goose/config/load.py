@@ -316,7 +316,8 @@ def _nested(path: str, value: Any) -> dict[str, Any]:
 def _overrides(experiment: BaseModel, flags: Flags) -> dict[str, Any]:
     values = flatten(experiment.model_dump(mode="json"))
     picked = {group: name for group, name in flags.picks.items() if group != "train"}
-    return picked | {key: values[key] for key in flags.settings}
+    # A loss that is null is not in them at all.
+    return picked | {key: values.get(key) for key in flags.settings}
 
 
 def _default_scale() -> str:

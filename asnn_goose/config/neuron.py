@@ -62,6 +62,11 @@ class NeuronConfig(Settings):
             self._membrane_can_live_on()
         if self.kind == "radix":
             self._radix_has_room()
+        if self.kind in ("ternary", "binary") and self.learn_decay != "fixed" and self.decay in (0.0, 1.0):
+            raise ValueError(
+                f"decay {self.decay} cannot be learned (learn_decay {self.learn_decay}): start it strictly between 0 "
+                "and 1, or set learn_decay to fixed"
+            )
         without_leak = self.decay == 1.0 and self.learn_decay == "fixed" and self.reset == "soft"
         if self.kind in ("integer", "radix") and not without_leak:
             raise ValueError(

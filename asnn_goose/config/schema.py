@@ -1,5 +1,6 @@
 """What an experiment can be told: frozen models, ranges in the fields, a unit in every field's doc."""
 
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -75,7 +76,7 @@ class StudentConfig(Settings):
     annealing: AnnealingConfig | None = None
     """A way to these neurons from denser ones; None: they are the same from the first step on."""
     wkv_backend: Literal["auto", "native", "fla", "torch_chunk", "reference"] = "auto"
-    """Form of the WKV-7 recurrence; auto: native on the CPU, fla on CUDA where installed, else torch_chunk."""
+    """WKV-7's form; auto: native on the CPU, on CUDA fla for half precision if installed, else torch_chunk."""
     wkv_chunk: PositiveInt = 32
     """Tokens per chunk of the chunked form."""
 
@@ -188,14 +189,24 @@ class TrainConfig(Settings):
     """Optimiser steps between two looks at validation."""
     checkpoint_every: PositiveInt = 50
     """Optimiser steps between two checkpoints."""
-    validation_tokens: PositiveInt = 32_768
+    validation_tokens: int = Field(default=32_768, ge=2)
     """Evaluation budget on validation text."""
-    test_tokens: PositiveInt = 65_536
+    test_tokens: int = Field(default=65_536, ge=2)
     """Evaluation budget on test text, spent once, at the end."""
     probe_tokens: NonNegativeInt = 4_096
     """Tokens of test text on which probes ask, at the end, what the spikes tell of the teacher; 0: not asked."""
     wandb: Literal["auto", "offline", "online", "off"] = "auto"
     """Weights & Biases; auto: online for a user who is logged in, else offline."""
+
+    @model_validator(mode="after")
+    def _both_momenta_fit(self):
+        mu, gap = self.momentum, self.momentum_gap
+        if self.optimiser == "dot" and not gap <= mu < 1.0 - gap:
+            raise ValueError(
+                f"momentum {mu} and momentum_gap {gap} must leave both momenta of dot, {mu} - {gap} and {mu} + {gap}, "
+                "at least 0 and below 1: move one of the two"
+            )
+        return self
 
     def step_tokens(self, window: int) -> int:
         """Training tokens of one optimiser step, all processes together."""
@@ -223,13 +234,27 @@ class Experiment(Settings):
     """What the run is to answer, as one sentence."""
     change: str
     """The one difference from the parent, as one sentence."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
     """Seed of initialisation and data order."""
     teacher: TeacherConfig
     student: StudentConfig
     distillation: DistillationConfig
     data: DataConfig
     train: TrainConfig
+
+    @model_validator(mode="after")
+    def _cka_has_tokens(self):
+        term = self.distillation.losses.cka
+        if term is not None:
+            tokens, least = self.train.batch_size * (self.data.window - 1 - term.skip_first), 4 if term.debiased else 2
+            size = max(1, ceil(tokens / term.parts))
+            if tokens and min(size, tokens - size * (ceil(tokens / size) - 1)) < least:
+                raise ValueError(
+                    f"distillation.losses.cka.parts {term.parts} cuts the {tokens} states of a micro-batch into pieces "
+                    f"of {size}, the last of which has fewer than {least} tokens: lower it, or raise train.batch_size "
+                    "or data.window"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_gradient_per_term(self):

@@ -6,6 +6,7 @@ Shapes: B batch, L tokens, C channels, F hidden channels.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.initialization import copy_
 
 from asnn_goose.models.spiking import Membranes, SpikingLinear
 
@@ -27,16 +28,16 @@ class ChannelMix(nn.Module):
     def __init__(self, config, layer: int):
         super().__init__()
         C, hidden = config.hidden_size, config.channel_mix_size
-        self.gated = config.channel_mix == "gated"
-        ratio = 1.0 - layer / config.num_hidden_layers
-        position = torch.arange(C) / C
-        self.mix_C = nn.Parameter(torch.zeros(C) if self.gated else 1.0 - position ** (ratio**4))
+        self.gated, self.depth = config.channel_mix == "gated", layer / config.num_hidden_layers
+        self.mix_C = nn.Parameter(torch.empty(C))
         self.key = SpikingLinear(C, 2 * hidden if self.gated else hidden, config.neuron)
         self.value = SpikingLinear(hidden, C, config.hidden_neuron)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """RWKV-7's start: orthogonal key, value 0, so that the block begins as the identity."""
+        position = torch.arange(len(self.mix_C)) / len(self.mix_C)
+        copy_(self.mix_C, torch.zeros_like(position) if self.gated else 1.0 - position ** ((1.0 - self.depth) ** 4))
         nn.init.orthogonal_(self.key.weight)
         nn.init.zeros_(self.value.weight)
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
-from transformers.utils.generic import ModelOutput
+from transformers.initialization import copy_
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from asnn_goose.models.configuration import GooseConfig
-from asnn_goose.models.goose import GooseModel, GoosePreTrainedModel, make_norm
+from asnn_goose.models.goose import GooseModel, GoosePreTrainedModel, make_norm, refuse_embeddings
 
 READINGS = ("bidirectional", "last")
 
@@ -92,8 +93,7 @@ class BothWays(nn.Module):
         self.forward_share_C = nn.Parameter(torch.empty(channels))
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.forward_share_C)
-        nn.init.ones_(self.forward_share_C[::2])
+        copy_(self.forward_share_C, 1.0 - torch.arange(len(self.forward_share_C)) % 2)
 
     def forward(self, forward_BLC: Tensor, backward_BLC: Tensor) -> Tensor:
         return torch.lerp(backward_BLC, forward_BLC, self.forward_share_C.to(forward_BLC.dtype))
@@ -103,6 +103,9 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
     """A classifier of texts. A plain :class:`GooseConfig` gives one that reads both ways, without further exits.
 
     The blocks are the language model's, so a saved language model can be read as the start of one.
+
+    Raises:
+        ValueError: one label, or a problem_type other than the choice of one class.
     """
 
     config_class = GooseClassifierConfig
@@ -113,6 +116,11 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
     def __init__(self, config: GooseConfig):
         if not isinstance(config, GooseClassifierConfig):
             config = GooseClassifierConfig(**config.to_dict())
+        if config.num_labels == 1 or config.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"num_labels {config.num_labels} and problem_type {config.problem_type} are not for this classifier, "
+                "which chooses one of several classes: set num_labels to 2 or more, and problem_type to null"
+            )
         super().__init__(config)
         self.model = GooseModel(config)
         blocks = range(config.num_hidden_layers if config.reading == "bidirectional" else 0)
@@ -127,14 +135,8 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
     def _init_weights(self, module):
         if isinstance(module, BothWays):
             module.reset_parameters()
-        elif isinstance(module, nn.RMSNorm | nn.LayerNorm):
-            nn.init.ones_(module.get_parameter("weight"))
-            if isinstance(module, nn.LayerNorm):
-                nn.init.zeros_(module.bias)
         else:
             super()._init_weights(module)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     def get_input_embeddings(self):
         return self.model.embeddings
@@ -142,13 +144,14 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.model.embeddings = value
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        **_,
+        output_hidden_states: bool | None = None,
+        **others,
     ) -> GooseClassifierOutput:
         """Class logits of every text.
 
@@ -156,7 +159,12 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
             input_ids: [B, L].
             attention_mask: [B, L], 0 on padding, which may stand at either end of a text; None: every place is text.
             labels: int64 [B].
+            output_hidden_states: None: as the configuration says.
+
+        Raises:
+            ValueError: inputs_embeds are given.
         """
+        refuse_embeddings(others)
         mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         h_BLC, v_first = self._embedded(input_ids), None
         hidden, logits, pooled = [h_BLC], [], []
@@ -167,12 +175,13 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
                 pooled.append(self._pooled(self.places[layer], h_BLC, mask_BL))
                 logits.append(self.classifiers[self.places[layer]](pooled[-1]))
         loss = None if labels is None else F.cross_entropy(logits[-1].float(), labels)
+        shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return GooseClassifierOutput(
             loss=loss,
             logits=logits[-1],
             exit_logits=torch.stack(logits[:-1], 1) if self.config.exits else None,
             pooled=torch.stack(pooled, 1),
-            hidden_states=tuple(hidden) if output_hidden_states else None,
+            hidden_states=tuple(hidden) if shown else None,
         )
 
     @torch.no_grad()

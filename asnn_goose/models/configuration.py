@@ -31,6 +31,7 @@ class GooseConfig(PreTrainedConfig):
     """
 
     model_type = "asnn_goose"
+    keys_to_ignore_at_inference = ["state", "pooled", "exit_logits"]  # noqa: RUF012  (transformers reads a class attribute)
 
     def __init__(
         self,
@@ -71,11 +72,17 @@ class GooseConfig(PreTrainedConfig):
         self.channel_mix_size = channel_mix_size or 4 * hidden_size
         self.time_mix, self.channel_mix, self.embedding_norm = time_mix, channel_mix, embedding_norm
         self.norm, self.norm_eps = norm, norm_eps
-        # Through the schema, so that a saved model carries every field and an unknown one is refused.
-        self.neuron, self.hidden_neuron = _neuron("neuron", neuron), _neuron("hidden_neuron", hidden_neuron)
+        self.neuron, self.hidden_neuron = neuron or {}, hidden_neuron or {}
+        self.complete_neurons()
         self.wkv_backend, self.wkv_chunk = wkv_backend, wkv_chunk
         self.tie_word_embeddings = tie_word_embeddings
         super().__init__(**kwargs)
+
+    def complete_neurons(self) -> None:
+        """Give both neurons every field, by the schema, so that a saved model carries them and an unknown one is
+        refused; again for a model, since ``from_pretrained`` writes what a caller overrides over the attributes."""
+        for name in ("neuron", "hidden_neuron"):
+            setattr(self, name, _neuron(name, getattr(self, name)))
 
 
 def _neuron(name: str, fields: dict[str, Any] | None) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 Shapes: B batch, L tokens, C channels, E embedding channels, V vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.utils.generic import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from asnn_goose.models.channel_mix import ChannelMix
 from asnn_goose.models.configuration import GooseConfig
@@ -51,6 +53,12 @@ def make_norm(config: GooseConfig, width: int) -> nn.Module:
     return kind(width, eps=config.norm_eps)
 
 
+def refuse_embeddings(keywords: Mapping[str, Any]) -> None:
+    """Raises: ValueError: transformers' inputs_embeds are among the keywords."""
+    if keywords.get("inputs_embeds") is not None:
+        raise ValueError("inputs_embeds are not read: give input_ids instead, whose embeddings the model looks up")
+
+
 class GooseBlock(nn.Module):
     """h + TimeMix(norm(h)), then h + ChannelMix(norm(h)); the residual stream is analog."""
 
@@ -58,6 +66,10 @@ class GooseBlock(nn.Module):
         super().__init__()
         self.time_norm, self.time_mix = make_norm(config, config.hidden_size), TimeMix(config, layer)
         self.channel_norm, self.channel_mix = make_norm(config, config.hidden_size), ChannelMix(config, layer)
+        # Everything here has drawn its start, and transformers is not to draw it again; on meta, where it builds what
+        # it loads, nothing was drawn.
+        for module in self.modules():
+            module._is_hf_initialized = not self.time_mix.removal_C.is_meta  # pyright: ignore[reportArgumentType]
 
     def forward(self, h_BLC, keep_BL1, state: LayerState | None, v_first_BLC):
         living_on = [module for module in self.modules() if isinstance(module, Neuron) and module.along_tokens]
@@ -79,10 +91,22 @@ class GoosePreTrainedModel(PreTrainedModel):
     _no_split_modules = ["GooseBlock"]  # noqa: RUF012  (transformers reads a class attribute)
     _is_stateful = True
 
+    def __init__(self, config: GooseConfig):
+        config.complete_neurons()
+        super().__init__(config)
+
+    def _initialize_weights(self, module, is_custom_code: bool = False):
+        # Not as custom code, of which a module is passed over whose own tensors were all loaded: a mixer draws those of
+        # its parts too, with functions that leave alone what was loaded.
+        super()._initialize_weights(module)
+
     def _init_weights(self, module):
-        # Mixers and neurons draw their start themselves when they are built; what is left are tables and projections.
         if isinstance(module, nn.Embedding | nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.RMSNorm | nn.LayerNorm | Neuron | TimeMix | ChannelMix):
+            module.reset_parameters()
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -97,6 +121,9 @@ class GooseModel(GoosePreTrainedModel):
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
         self.embedding_norm = make_norm(config, config.embedding_size) if config.embedding_norm else nn.Identity()
         self.widen = nn.Linear(config.embedding_size, config.hidden_size) if config.embedding_projection else None
+        if self.widen is not None and not self.widen.bias.is_meta:
+            # It keeps the small random start that torch has given it.
+            self.widen.bias._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
         self.blocks = nn.ModuleList(GooseBlock(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = make_norm(config, config.hidden_size)
         self.post_init()
@@ -107,14 +134,16 @@ class GooseModel(GoosePreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.embeddings = value
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         state: list[LayerState] | None = None,
-        output_hidden_states: bool = False,
-        **_,
+        output_hidden_states: bool | None = None,
+        **others,
     ) -> GooseOutput:
+        refuse_embeddings(others)
         h_BLC = self.embedding_norm(self.embeddings(input_ids))
         if self.widen is not None:
             h_BLC = self.widen(h_BLC).to(h_BLC.dtype)
@@ -128,7 +157,8 @@ class GooseModel(GoosePreTrainedModel):
             )
             new_state.append(layer_state)
             hidden.append(h_BLC)
-        return GooseOutput(self.norm(h_BLC), new_state, tuple(hidden) if output_hidden_states else None)
+        shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return GooseOutput(self.norm(h_BLC), new_state, tuple(hidden) if shown else None)
 
 
 class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
@@ -150,16 +180,17 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Linear):
         self.lm_head = new_embeddings
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         state: list[LayerState] | None = None,
         labels: Tensor | None = None,
-        output_hidden_states: bool = False,
+        output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
-        **_,
+        **others,
     ) -> GooseCausalLMOutput:
         """Logits for the next token of every position.
 
@@ -169,11 +200,16 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
             state: as returned by an earlier call.
             labels: [B, L], unshifted, -100 where ignored; the loss is the token-mean cross-entropy in nats, 0 where no
                 token counts.
+            output_hidden_states: None: as the configuration says.
             logits_to_keep: only the last so many positions; 0: all.
             num_items_in_batch: labels that count in all the micro-batches of an optimiser step, by which the loss is
                 divided in the place of this one's (transformers' Trainer gives it).
+
+        Raises:
+            ValueError: inputs_embeds are given.
         """
-        backbone = self.model(input_ids, attention_mask, state, output_hidden_states)
+        refuse_embeddings(others)
+        backbone = self.model(input_ids, attention_mask, state, output_hidden_states, return_dict=True)
         last_BLC = backbone.last_hidden_state[:, -logits_to_keep:]
         logits_BLV = self.lm_head(last_BLC if self.narrow is None else self.narrow(last_BLC))
         loss = None
@@ -185,12 +221,28 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
         return GooseCausalLMOutput(loss, logits_BLV, backbone.state, backbone.hidden_states)
 
     def prepare_inputs_for_generation(
-        self, input_ids, state=None, attention_mask=None, is_first_iteration: bool | None = False, **_
+        self,
+        input_ids,
+        state=None,
+        attention_mask=None,
+        is_first_iteration: bool | None = False,
+        output_hidden_states: bool | None = None,
+        **_,
     ):
         # A state that the caller gives has seen nothing of the prompt; later ones have seen all but the last token.
         if state is not None and not is_first_iteration:
             input_ids, attention_mask = input_ids[:, -1:], None
-        return {"input_ids": input_ids, "state": state, "attention_mask": attention_mask, "logits_to_keep": 1}
+        inputs = {"input_ids": input_ids, "state": state, "attention_mask": attention_mask, "logits_to_keep": 1}
+        return inputs | {"output_hidden_states": output_hidden_states}
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, *args, state=None, **keywords):
+        """A state that the caller gives goes to all the beams or samples of its row, as the prompt does."""
+        expand = super()._expand_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
+        input_ids, keywords = expand(expand_size, *args, **keywords)
+        if state is not None:
+            rows = torch.arange(len(state[0].channel_mix_BC), device=state[0].channel_mix_BC.device)
+            keywords["state"] = self._reorder_cache(state, rows.repeat_interleave(expand_size))
+        return input_ids, keywords
 
     def _reorder_cache(self, state: list[LayerState], beams: Tensor) -> list[LayerState]:
         """The states of the beams that beam search goes on with."""

@@ -84,10 +84,10 @@ class Neuron(nn.Module):
         """Of training steps; in eval mode the neuron is as configured."""
         self.silence: Tensor | None
         silenced = self.kind in COUNTED and (settings["silence"] > 0.0 or settings["sparsity"] is not None)
-        self.register_buffer("silence", torch.tensor(settings["silence"]) if silenced else None)
+        self.register_buffer("silence", torch.empty(()) if silenced else None)
         shape = {"fixed": (), "layer": (), "channel": (channels,)}
         spiking = self.kind in ("ternary", "binary")
-        log_threshold = torch.full(shape[settings["learn_threshold"]], math.log(settings["threshold"]))
+        log_threshold = torch.empty(shape[settings["learn_threshold"]])
         if settings["learn_threshold"] == "fixed" or self.kind == "dense":
             self.register_buffer("log_threshold", log_threshold)
         else:
@@ -100,9 +100,18 @@ class Neuron(nn.Module):
                 "start it strictly between 0 and 1"
             )
         else:
-            start = math.log(settings["decay"] / (1.0 - settings["decay"]))
-            self.decay_logit = nn.Parameter(torch.full(shape[settings["learn_decay"]], start))
+            self.decay_logit = nn.Parameter(torch.empty(shape[settings["learn_decay"]]))
         self._recorded: Tensor | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Threshold, decay and silence as the settings say."""
+        nn.init.constant_(self.log_threshold, math.log(self.settings["threshold"]))
+        if self.silence is not None:
+            nn.init.constant_(self.silence, self.settings["silence"])
+        if self.decay_logit is not None:
+            decay = self.settings["decay"]
+            nn.init.constant_(self.decay_logit, math.log(decay / (1.0 - decay)))
 
     @property
     def levels(self) -> int:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from transformers.initialization import copy_
 
 from asnn_goose.kernels.unit_length import unit_length
 from asnn_goose.kernels.wkv7 import LOG_W_MIN, wkv7
@@ -20,6 +21,8 @@ from asnn_goose.models.spiking import Membranes, SpikingLinear
 
 GROUP_NORM_EPS = 64e-5
 """RWKV-7's epsilon of the norm over each head's output."""
+POWERS = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
+"""Input of the mix -> power by which its share of the token before starts spread over the channels."""
 
 
 class TimeMixState(NamedTuple):
@@ -38,19 +41,24 @@ def low_rank(width: int, factor: float, power: float) -> int:
 
 
 class LowRank(nn.Module):
-    """act(x A) B (+ bias), with A = 0 and B orthogonal x 0.1 at the start, as in RWKV-7."""
+    """act(x A) B + bias, with A = 0 and B orthogonal x 0.1 at the start, as in RWKV-7."""
 
-    def __init__(self, width: int, rank: int, bias_C: Tensor | None, activation=None):
+    def __init__(self, width: int, rank: int, activation=None):
         super().__init__()
-        self.down = nn.Parameter(torch.zeros(rank, width))
-        self.up = nn.Parameter(nn.init.orthogonal_(torch.empty(width, rank), gain=0.1))
-        self.bias_C = None if bias_C is None else nn.Parameter(bias_C)
+        self.down = nn.Parameter(torch.empty(rank, width))
+        self.up = nn.Parameter(torch.empty(width, rank))
+        self.bias_C = nn.Parameter(torch.empty(width))
         self.activation = activation
+
+    def reset_parameters(self, bias_C: Tensor) -> None:
+        nn.init.zeros_(self.down)
+        nn.init.orthogonal_(self.up, gain=0.1)
+        copy_(self.bias_C, bias_C)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.linear(x, self.down.to(x.dtype))
         y = F.linear(hidden if self.activation is None else self.activation(hidden), self.up.to(x.dtype)).to(x.dtype)
-        return y if self.bias_C is None else y + self.bias_C
+        return y + self.bias_C
 
 
 class TimeMix(nn.Module):
@@ -74,39 +82,52 @@ class TimeMix(nn.Module):
         self.head_size, self.layer, self.layers = config.head_size, layer, config.num_hidden_layers
         self.wkv_backend, self.wkv_chunk = config.wkv_backend, config.wkv_chunk
         self.converted = config.time_mix == "converted"
-
-        ratio_1_to_0 = 1.0 - layer / self.layers
-        ratio_0_to_1 = layer / max(self.layers - 1, 1)
-        position = torch.arange(C) / C
-        linear = torch.arange(C) / max(C - 1, 1) - 0.5
-        within = (torch.arange(C) % self.head_size) / max(self.head_size - 1, 1) * 2.0 - 1.0
-        zigzag = within * within.abs()
-        powers = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
-        for name, power in powers.items():
-            spread = torch.zeros(C) if self.converted and name in "rkv" else 1.0 - position ** (power * ratio_1_to_0)
-            self.register_parameter(f"mix_{name}_C", nn.Parameter(spread))
-
-        decay = -6.0 + 6.0 * (torch.arange(C) / max(C - 1, 1)) ** (1.0 + ratio_0_to_1**0.3)
-        self.decay = LowRank(C, low_rank(C, 1.8, 0.5), decay + 0.5 + 2.5 * zigzag, torch.tanh)
-        self.rate = LowRank(C, low_rank(C, 1.8, 0.5), -0.19 + 0.3 * zigzag + 0.4 * linear)
+        for name in POWERS:
+            self.register_parameter(f"mix_{name}_C", nn.Parameter(torch.empty(C)))
+        self.decay = LowRank(C, low_rank(C, 1.8, 0.5), torch.tanh)
+        self.rate = LowRank(C, low_rank(C, 1.8, 0.5))
         blends = layer > 0 and not self.converted
-        self.value_residual = LowRank(C, low_rank(C, 1.3, 0.5), 0.73 - 0.4 * linear) if blends else None
-        # RWKV-7's gate has no bias; without one, channels whose gate starts near 0 never reach the threshold behind it.
-        self.gate = LowRank(C, low_rank(C, 0.6, 0.8), torch.ones(C), torch.sigmoid)
+        self.value_residual = LowRank(C, low_rank(C, 1.3, 0.5)) if blends else None
+        self.gate = LowRank(C, low_rank(C, 0.6, 0.8), torch.sigmoid)
 
-        self.removal_C = nn.Parameter(0.71 - 0.1 * linear)
-        self.key_rate_C = nn.Parameter(torch.full((C,), 1.02))
-        self.bonus_HD = nn.Parameter(torch.full((self.heads, self.head_size), -0.04))
+        self.removal_C, self.key_rate_C = nn.Parameter(torch.empty(C)), nn.Parameter(torch.empty(C))
+        self.bonus_HD = nn.Parameter(torch.empty(self.heads, self.head_size))
         if self.converted:
-            self.output_bias_C = nn.Parameter(torch.zeros(C))
+            self.output_bias_C = nn.Parameter(torch.empty(C))
         else:
-            self.norm_weight_C = nn.Parameter(torch.full((C,), ((1.0 + layer) / self.layers) ** 0.7))
-            self.norm_bias_C = nn.Parameter(torch.zeros(C))
+            self.norm_weight_C, self.norm_bias_C = nn.Parameter(torch.empty(C)), nn.Parameter(torch.empty(C))
         self.receptance, self.key, self.value, self.output = (SpikingLinear(C, C, config.neuron) for _ in range(4))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """RWKV-7's start of the four matrices; the output begins at 0, so that the block is the identity."""
+        """RWKV-7's start; the output matrix begins at 0, so that the block is the identity."""
+        C = len(self.removal_C)
+        ratio_1_to_0 = 1.0 - self.layer / self.layers
+        ratio_0_to_1 = self.layer / max(self.layers - 1, 1)
+        position = torch.arange(C) / C
+        linear = torch.arange(C) / max(C - 1, 1) - 0.5
+        within = (torch.arange(C) % self.head_size) / max(self.head_size - 1, 1) * 2.0 - 1.0
+        zigzag = within * within.abs()
+        for name, power in POWERS.items():
+            spread = torch.zeros(C) if self.converted and name in "rkv" else 1.0 - position ** (power * ratio_1_to_0)
+            copy_(self.get_parameter(f"mix_{name}_C"), spread)
+
+        decay = -6.0 + 6.0 * (torch.arange(C) / max(C - 1, 1)) ** (1.0 + ratio_0_to_1**0.3)
+        self.decay.reset_parameters(decay + 0.5 + 2.5 * zigzag)
+        self.rate.reset_parameters(-0.19 + 0.3 * zigzag + 0.4 * linear)
+        if self.value_residual is not None:
+            self.value_residual.reset_parameters(0.73 - 0.4 * linear)
+        # RWKV-7's gate has no bias; without one, channels whose gate starts near 0 never reach the threshold behind it.
+        self.gate.reset_parameters(torch.ones(C))
+
+        copy_(self.removal_C, 0.71 - 0.1 * linear)
+        nn.init.constant_(self.key_rate_C, 1.02)
+        nn.init.constant_(self.bonus_HD, -0.04)
+        if self.converted:
+            nn.init.zeros_(self.output_bias_C)
+        else:
+            nn.init.constant_(self.norm_weight_C, ((1.0 + self.layer) / self.layers) ** 0.7)
+            nn.init.zeros_(self.norm_bias_C)
         nn.init.orthogonal_(self.receptance.weight)
         nn.init.orthogonal_(self.key.weight, gain=0.1)
         nn.init.orthogonal_(self.value.weight)

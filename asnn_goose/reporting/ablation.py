@@ -71,7 +71,7 @@ def render(ladder: Ladder, found: Sequence[Effect], figures: dict[str, Path]) ->
         figures,
         "deltas",
         "Test perplexity over the parent's, on a log axis, with 95 % intervals before the correction; left of 1 the "
-        "version is better. Hollow: one seed.",
+        "version is better. Hollow: one pair of seeds.",
     )
     lines += ["## Likeness, spikes and cost", "", *_measure_table(found), "", how_measured(found), ""]
     if sharing := sharing_sentence(ladder.runs):
@@ -84,7 +84,8 @@ def render(ladder: Ladder, found: Sequence[Effect], figures: dict[str, Path]) ->
     lines += _figure(
         figures,
         "energy",
-        "Test perplexity with its 95 % interval against the estimated energy of the student's arithmetic."
+        "Test perplexity with its 95 % interval against the estimated energy of the student's arithmetic. Filled: the "
+        "interval is over seeds; hollow: one seed, and the interval is over test windows."
         f"{teacher_sentence(found)}",
     )
     if ladder.left_out:
@@ -95,12 +96,17 @@ def render(ladder: Ladder, found: Sequence[Effect], figures: dict[str, Path]) ->
 def draw_figures(ladder: Ladder, found: Sequence[Effect], folder: Path) -> dict[str, Path]:
     """Draw what was measured into `folder`; figure -> path. A figure of an earlier table goes."""
     intervals = [
-        Interval(effect.rung.version, delta.ratio, delta.low, delta.high, effect.verdict, effect.rung.is_control)
+        Interval(
+            effect.rung.version, delta.ratio, delta.low, delta.high, effect.verdict, effect.rung.is_control, delta.n > 1
+        )
         for effect in found
         if (delta := effect.delta) is not None
     ]
     points = [
-        (Interval(effect.rung.version, s.test_ppl, s.low, s.high, effect.verdict, effect.rung.is_control), s.joules)
+        (
+            Interval(effect.rung.version, s.test_ppl, s.low, s.high, effect.verdict, effect.rung.is_control, s.n > 1),
+            s.joules,
+        )
         for effect in found
         if (s := effect.summary) is not None and s.joules is not None
     ]

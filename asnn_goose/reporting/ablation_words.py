@@ -7,7 +7,7 @@ from asnn_goose.reporting.comparison import FinishedRun, changed_settings
 from asnn_goose.reporting.effects import ALPHA, Effect, Summary
 from asnn_goose.reporting.ladder import Ladder
 from asnn_goose.reporting.markdown import duration, integer, number, quantity
-from asnn_goose.reporting.seeds import interval_words
+from asnn_goose.reporting.seeds import interval_words, pair_key
 
 
 def opening(ladder: Ladder, found: Sequence[Effect]) -> str:
@@ -34,7 +34,9 @@ def opening(ladder: Ladder, found: Sequence[Effect]) -> str:
             f"{number(best.ratio_to_teacher, 3)} times the teacher's."
         )
     sentences += [
-        _noise_sentence(effect) for effect in found if effect.delta is not None and _changes_nothing(effect, found)
+        _noise_sentence(effect)
+        for effect in found
+        if effect.delta is not None and not effect.delta.paired and _changes_nothing(effect, found)
     ]
     runs = [run.result for run in ladder.runs]
     hours = sum(result.wall_seconds for result in runs) / 3600
@@ -51,7 +53,8 @@ def how_judged(found: Sequence[Effect]) -> str:
     text = (
         "Perplexities are geometric means over seeds, with Student's t-interval of their logarithms. A ratio below 1 "
         "is better than the parent. Its interval is Student's t over the seeds that both were run with, pair by pair, "
-        "since a seed decides the initialisation and the order of the data. "
+        "since a seed decides the initialisation and the order of the data. Machines multiply matrices in bfloat16 or "
+        "in float32, and both runs of a pair did in the same. "
     )
     if any(effect.summary is not None and effect.summary.n == 1 for effect in found):
         text += (
@@ -60,6 +63,8 @@ def how_judged(found: Sequence[Effect]) -> str:
         )
     if any(effect.delta is not None and not effect.delta.paired for effect in found):
         text += "Unpaired: no seed in common, so Welch's interval of the two means. "
+    if any(effect.verdict == "not comparable" for effect in found):
+        text += "Not comparable: only runs on other test text or in another arithmetic than the parent's. "
     return text + (
         "p is two-sided and corrected by Holm over the whole table; the intervals are each for one comparison. None of "
         "them covers the choice of the test text."
@@ -70,43 +75,48 @@ def how_measured(found: Sequence[Effect]) -> str:
     """What the columns of likeness, spikes and cost mean."""
     return (
         "Means over seeds. KL is that of the teacher to the student at temperature 1; spike operands are the share of "
-        "the mixer matrices' products whose operand is a spike, zero operands the share of these that are 0; energy is "
-        f"that of the arithmetic, estimated.{teacher_sentence(found)}"
+        "the mixer matrices' products whose operand is a spike, zero operands the share of tokens x channels of these "
+        "operands that are 0; energy is that of the arithmetic, estimated, with an addition for each spike and a "
+        f"multiplication for each level of a student without spikes.{teacher_sentence(found)}"
     )
 
 
 def sharing_sentence(runs: Sequence[FinishedRun]) -> str:
     """What it is worth that the teacher's targets and the first stage are computed once for all runs of a seed.
 
-    tokens/s are training tokens over the seconds of preparation and training. The first run of a seed is the one that
-    started first; a ladder that went on on another machine has computed them again there.
+    tokens/s are training tokens over the seconds of preparation and training. The first run of a seed and arithmetic is
+    the one that started first; a ladder that went on on another machine has computed them again there.
     """
-    firsts: dict[int, FinishedRun] = {}
+    firsts: dict[tuple[int, str], FinishedRun] = {}
     # Runs of earlier days do not say what took how long.
     runs = [run for run in runs if "training" in run.result.seconds_by_phase]
     for run in sorted(runs, key=lambda run: run.result.started):
-        firsts.setdefault(run.result.seed, run)
-    later = [run for run in runs if run is not firsts[run.result.seed]]
+        firsts.setdefault(pair_key(run), run)
+    later = [run for run in runs if run is not firsts[pair_key(run)]]
     if not later:
         return ""
-    (long, before), (short, after) = (_preparation_and_speed(list(some)) for some in (firsts.values(), later))
+    speeds = [_speed(run) for run in runs]
+    (long, before), (short, after) = (
+        (statistics.median(map(_preparation, some)), statistics.median(map(_speed, some)))
+        for some in (list(firsts.values()), later)
+    )
     return (
         "The teacher's targets and the first stage of a seed are computed once, by its first run. Preparation takes "
         f"first runs {duration(long)} (median of {len(firsts)}), later ones {duration(short)} (of {len(later)}). "
         f"With it and the looks at validation counted in, first runs make {number(before, 3)} tokens/s, later ones "
-        f"{number(after, 3)}, on whichever machine each ran."
+        f"{number(after, 3)}; runs differ from {number(min(speeds), 3)} to {number(max(speeds), 3)} by their machine "
+        "and by what else ran there, so only the preparation tells what sharing is worth."
     )
 
 
-def _preparation_and_speed(runs: Sequence[FinishedRun]) -> tuple[float, float]:
-    """Medians: seconds of preparation, and tokens/s from the start to the end of training."""
-    phases = [run.result.seconds_by_phase for run in runs]
-    preparation = [each.get("preparation", 0.0) for each in phases]
-    speeds = [
-        run.result.tokens_seen / (before + each.get("training", 0.0))
-        for run, each, before in zip(runs, phases, preparation, strict=True)
-    ]
-    return statistics.median(preparation), statistics.median(speeds)
+def _preparation(run: FinishedRun) -> float:
+    """Seconds of preparation."""
+    return run.result.seconds_by_phase.get("preparation", 0.0)
+
+
+def _speed(run: FinishedRun) -> float:
+    """Tokens/s from the start of preparation to the end of training."""
+    return run.result.tokens_seen / (_preparation(run) + run.result.seconds_by_phase["training"])
 
 
 def teacher_sentence(found: Sequence[Effect]) -> str:
@@ -134,7 +144,9 @@ def ratio_words(effect: Effect) -> str:
     if delta is None:
         return ""
     words = interval_words(delta.low, delta.high)
-    inside = ", ".join([*([words] if words else []), *([] if delta.paired else ["unpaired"])])
+    fewer = delta.paired and effect.summary is not None and delta.n < effect.summary.n
+    notes = [f"{delta.n} pair{'' if delta.n == 1 else 's'}"] if fewer else [] if delta.paired else ["unpaired"]
+    inside = ", ".join([*([words] if words else []), *notes])
     return f"{number(delta.ratio)} ({inside})" if inside else number(delta.ratio)
 
 
@@ -177,7 +189,7 @@ def _only_by_itself(effect: Effect) -> bool:
 def _changes_nothing(effect: Effect, found: Sequence[Effect]) -> bool:
     """Whether a version repeats its parent's settings, so that all it shows is noise."""
     parent = next(other.rung for other in found if other.rung.version == effect.rung.parent)
-    return not changed_settings(parent.runs[0], effect.rung.runs[0])
+    return not changed_settings(parent.runs[0], effect.rung.runs[0], arithmetic=False)
 
 
 def _noise_sentence(effect: Effect) -> str:

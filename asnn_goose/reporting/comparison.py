@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from asnn_goose.config.load import NOT_NUMBERS, AnyExperiment, delta, load_dump
-from asnn_goose.config.schema import Experiment
+from asnn_goose.config.schema import SPIKING, Experiment
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.markdown import integer, number, percent
 from asnn_goose.reporting.record import Result, load_result
@@ -21,6 +21,8 @@ Verdict = Literal["better", "worse", "cannot tell", "not comparable"]
 # Settings that decide on which text a perplexity is taken.
 EVALUATION = ("data.", "train.test_tokens", "student.tokenizer")
 NEURON = ("student.neuron.", "student.hidden_neuron.")
+ARITHMETIC = "train.precision"
+"""Setting that the machine decides where it is "auto"."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,19 @@ class FinishedRun:
     experiment: Experiment
 
     @property
+    def arithmetic(self) -> str:
+        """Type of the matrix products in training, bfloat16 or float32; "auto" where the record does not tell."""
+        return self.result.precision or self.experiment.train.precision
+
+    @property
     def neuron_kind(self) -> str:
         return self.experiment.student.neuron.kind
+
+    @property
+    def spikes(self) -> bool:
+        """Whether all neurons spike, as those of the dense and the quantised twin do not."""
+        student = self.experiment.student
+        return student.neuron.kind in SPIKING and student.hidden_neuron.kind in SPIKING
 
 
 def load_run(folder: Path) -> FinishedRun:
@@ -46,9 +59,17 @@ def load_run(folder: Path) -> FinishedRun:
     return FinishedRun(folder, load_result(folder / "result.json"), load_dump(text, str(folder / "config.yaml")))
 
 
-def changed_settings(before: FinishedRun, after: FinishedRun) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (before, after) of every setting that can change a number and differs, the seed apart."""
-    return changed_experiment(before.experiment, after.experiment)
+def changed_settings(before: FinishedRun, after: FinishedRun, arithmetic: bool = True) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (before, after) of every setting that can change a number and differs, the seed apart.
+
+    Args:
+        arithmetic: whether train.precision is one of them, as what it came to on the run's machine.
+    """
+    changed = changed_experiment(before.experiment, after.experiment)
+    changed.pop(ARITHMETIC, None)
+    if arithmetic and before.arithmetic != after.arithmetic:
+        changed[ARITHMETIC] = before.arithmetic, after.arithmetic
+    return changed
 
 
 def changed_experiment(before: AnyExperiment, after: AnyExperiment) -> dict[str, tuple[Any, Any]]:

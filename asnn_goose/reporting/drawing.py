@@ -20,6 +20,8 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
 GREY = "#707070"
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 DASHED = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (4, 2))}
+MOST_CLOSE = 3
+"""Labels of points so close that labels must move, which still can be told apart."""
 _WIDTH = 7.2
 _DPI = 120
 _STYLE = {
@@ -121,18 +123,41 @@ def label_right(axis: Any, labels: Sequence[tuple[float, str, str]], at: float =
         axis.text(at + 0.19 * inch, place, text, transform=axis.transAxes, color=colour, va="center", fontsize=8)
 
 
-def label_points(axis: Any, labels: Sequence[tuple[float, float, str, str]], room: float = 1.0) -> None:
-    """Write each label (x, value, text, colour) to the right of its point.
+def label_points(
+    axis: Any, labels: Sequence[tuple[float, float, str, str]], several: str, room: float = 1.0, gap: float = 0.15
+) -> None:
+    """Write each label (x, value, text, colour) to the right of its point, many close together as one: their number.
 
     Args:
+        several: what the points are, as in "4 versions".
         room: points that follow one another along x by so many inches or less share a column of labels, beside the
             rightmost of them.
+        gap: inches that labels lie apart, at least.
     """
     axis.figure.draw_without_rendering()
-    places = axis.transAxes.inverted().transform(axis.transData.transform([label[:2] for label in labels]))[:, 0]
-    room *= axis.figure.dpi / axis.get_window_extent().width
-    for column in label_columns(places.tolist(), room):
-        label_right(axis, [labels[row][1:] for row in column], at=places[column[-1]] + 0.05 * room)
+    places = axis.transAxes.inverted().transform(axis.transData.transform([label[:2] for label in labels]))
+    extent = axis.get_window_extent()
+    room *= axis.figure.dpi / extent.width
+    for column in label_columns(places[:, 0].tolist(), room):
+        shown = []
+        for rows in clumps(places[column, 1].tolist(), gap * axis.figure.dpi / extent.height):
+            members = [labels[column[row]] for row in rows]
+            middle = float(np.exp(np.mean(np.log([value for _, value, _, _ in members]))))
+            one = len(members) == 1
+            shown.append(members[0][1:] if one else (middle, f"{len(members)} {several}", GREY))
+        label_right(axis, shown, at=places[column[-1], 0] + 0.05 * room, gap=gap)
+
+
+def clumps(places: Sequence[float], gap: float) -> list[list[int]]:
+    """Rows by rising place; those that share a label in one list: more than MOST_CLOSE that follow one another by less
+    than `gap`."""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(places)), key=lambda row: places[row]):
+        if groups and places[row] - places[groups[-1][-1]] < gap:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return [rows for group in groups for rows in ([group] if len(group) > MOST_CLOSE else [[row] for row in group])]
 
 
 def label_columns(places: Sequence[float], room: float) -> list[list[int]]:

@@ -1,16 +1,15 @@
 """What each version of a ladder does: means over its seeds, its difference from its parent, and a verdict."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
-import numpy as np
-
+from asnn_goose.reporting.comparison import FinishedRun
 from asnn_goose.reporting.ladder import Ladder, Rung
-from asnn_goose.reporting.seeds import Delta, SeedGroup, mean_perplexity, paired, unpaired
+from asnn_goose.reporting.seeds import Delta, SeedGroup, by_seed, mean_perplexity, paired, unpaired
 from asnn_goose.reporting.statistics import holm
 
-T = TypeVar("T")
 Verdict = Literal[
     "helps",
     "hurts",
@@ -28,7 +27,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over the runs of one group: geometric of perplexities and their ratios, arithmetic of the rest.
+    """Means over the seeds of one group: geometric of perplexities and their ratios, arithmetic of the rest.
 
     None where a run did not measure it.
     """
@@ -47,13 +46,13 @@ class Summary:
     top1: float
     """Share of test tokens where both rank the same token first."""
     spike_rate: float | None
-    """Share of (token, channel, micro-step) that spike."""
+    """Share of (token, channel, micro-step) that spike; None too of a student whose neurons do not spike."""
     spike_operands: float | None
-    """Share of the mixer matrices' multiply-accumulates whose operand is a spike."""
+    """Share of the mixer matrices' multiply-accumulates whose operand is a spike; None as above."""
     zero_operands: float | None
-    """Share of (token, channel) whose mean spike is zero."""
+    """Share of (token, channel) whose operand, the mean spike or the level, is zero."""
     joules: float | None
-    """Estimated arithmetic of the student in joules per token."""
+    """Estimated arithmetic of the student in joules per token; levels that are not spikes are multiplied."""
     energy_ratio: float | None
     """The same over the teacher's."""
     tokens_per_second: float
@@ -79,8 +78,8 @@ class Effect:
 def effects(ladder: Ladder) -> list[Effect]:
     """One for each version, in the ladder's order.
 
-    Runs that share a seed read the same data in the same order and are paired; a version that has no seed in common
-    with its parent is compared by Welch's test.
+    Runs that share a seed read the same data in the same order and, where they share the arithmetic too, are paired; a
+    version that has no seed in common with its parent is compared by Welch's test.
     """
     groups = {rung.version: rung.runs for rung in ladder.rungs}
     deltas = [_delta(rung.runs, groups.get(rung.parent or "", ())) for rung in ladder.rungs]
@@ -96,37 +95,55 @@ def effects(ladder: Ladder) -> list[Effect]:
 
 
 def summarise(runs: SeedGroup) -> Summary:
-    """Means over the runs of one group, at least one."""
+    """Means over the seeds of one group, of at least one run."""
     mean = mean_perplexity(runs)
-    only = runs[0].result.student if mean.n == 1 else None
+    # One seed has no interval over seeds; its newest run's stands for it.
+    only = max(runs, key=lambda run: run.result.started).result.student if mean.n == 1 else None
 
-    results = [run.result for run in runs]
-    spikes, energies = [result.spikes for result in results], [result.energy for result in results]
+    def average(value: Callable[[FinishedRun], float]) -> float:
+        return float(by_seed(runs, value).mean())
+
+    def measured(value: Callable[[FinishedRun], float | None]) -> float | None:
+        return None if any(value(run) is None for run in runs) else average(lambda run: value(run) or 0.0)
+
     return Summary(
         n=mean.n,
         test_ppl=mean.value,
         low=mean.low if only is None else only.test_ppl_low,
         high=mean.high if only is None else only.test_ppl_high,
-        ratio_to_teacher=float(np.exp(np.mean(np.log([result.ratio_to_teacher for result in results])))),
-        kl=_mean(result.kl_to_teacher for result in results),
-        top1=_mean(result.top1_agreement for result in results),
-        spike_rate=_measured(spikes, lambda spike: spike.rate),
-        spike_operands=_measured(spikes, lambda spike: spike.operand_fraction),
-        zero_operands=_measured(spikes, lambda spike: spike.zero_fraction),
-        joules=_measured(energies, lambda energy: energy.student_joules_per_token),
-        energy_ratio=_measured(
-            energies, lambda energy: energy.student_joules_per_token / energy.teacher_joules_per_token
+        ratio_to_teacher=math.exp(average(lambda run: math.log(run.result.ratio_to_teacher))),
+        kl=average(lambda run: run.result.kl_to_teacher),
+        top1=average(lambda run: run.result.top1_agreement),
+        spike_rate=measured(lambda run: run.result.spikes.rate if run.result.spikes and run.spikes else None),
+        spike_operands=measured(
+            lambda run: run.result.spikes.operand_fraction if run.result.spikes and run.spikes else None
         ),
-        tokens_per_second=_mean(result.tokens_per_second for result in results),
-        seconds=_mean(result.wall_seconds for result in results),
+        zero_operands=measured(lambda run: run.result.spikes.zero_fraction if run.result.spikes else None),
+        joules=measured(_joules),
+        energy_ratio=measured(_energy_ratio),
+        tokens_per_second=average(lambda run: run.result.tokens_per_second),
+        seconds=average(lambda run: run.result.wall_seconds),
     )
+
+
+def _joules(run: FinishedRun) -> float | None:
+    """The student's, where counts without spikes are operands to multiply with."""
+    energy = run.result.energy
+    if energy is None:
+        return None
+    multiplied = energy.student_counts_multiplied_joules_per_token
+    return energy.student_joules_per_token if run.spikes or multiplied is None else multiplied
+
+
+def _energy_ratio(run: FinishedRun) -> float | None:
+    joules, energy = _joules(run), run.result.energy
+    return None if joules is None or energy is None else joules / energy.teacher_joules_per_token
 
 
 def _delta(runs: SeedGroup, parent_runs: SeedGroup) -> Delta | None:
     if not runs or not parent_runs:
         return None
-    compare = paired if {run.result.seed for run in runs} & {run.result.seed for run in parent_runs} else unpaired
-    return compare(runs, parent_runs)
+    return paired(runs, parent_runs) or unpaired(runs, parent_runs)
 
 
 def _verdict(rung: Rung, parent_runs: SeedGroup, delta: Delta | None, p_holm: float | None) -> Verdict:
@@ -141,13 +158,3 @@ def _verdict(rung: Rung, parent_runs: SeedGroup, delta: Delta | None, p_holm: fl
     if p_holm >= ALPHA:
         return "no difference shown"
     return "helps" if delta.ratio < 1 else "hurts"
-
-
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
-
-
-def _measured(parts: Sequence[T | None], value: Callable[[T], float]) -> float | None:
-    """Mean of a value over a part of every result, None where a run lacks it."""
-    present = [part for part in parts if part is not None]
-    return _mean(map(value, present)) if len(present) == len(parts) else None

@@ -9,10 +9,17 @@ from typing import Any
 
 from asnn_goose.config import Experiment
 from asnn_goose.errors import UserError
-from asnn_goose.reporting.comparison import FinishedRun, changed_experiment, changed_settings, load_run, outcome
+from asnn_goose.reporting.comparison import (
+    ARITHMETIC,
+    FinishedRun,
+    changed_experiment,
+    changed_settings,
+    load_run,
+    outcome,
+)
 from asnn_goose.reporting.drawing import Curve
 from asnn_goose.reporting.metrics import Metrics, read_metrics, series
-from asnn_goose.reporting.seeds import SeedGroup, branches, seed_groups
+from asnn_goose.reporting.seeds import SeedGroup, branches, pair_key, seed_groups
 
 CONTROLS = ("ce_only", "dense_twin", "quantised_twin", "aa")
 """Versions that check the others: no teacher, no spikes, the same levels without a membrane, and only other seeds."""
@@ -28,7 +35,7 @@ class Rung:
     change: str
     """What it changes, in words; empty where no run tells."""
     runs: SeedGroup
-    """Runs of the version's own configuration, one of each seed; () where there is none."""
+    """Runs of the version's own configuration, one of each seed and arithmetic; () where there is none."""
     left_out: tuple[str, ...]
     """Why others do not count, a sentence each."""
 
@@ -213,11 +220,13 @@ def _own_groups(
         return version if parent is None or parent not in runs else base_of(parent)
 
     def comparable(run: FinishedRun, version: str) -> bool:
+        if version in asked and asked[version].train.precision not in ("auto", run.arithmetic):
+            return False
         base = base_of(version)
         if base == version or not decide(base) or version not in asked or base not in asked:
             return True
         changes = changed_experiment(asked[base], asked[version])
-        return changed_settings(decide(base)[0], run).keys() <= changes.keys()
+        return changed_settings(decide(base)[0], run, arithmetic=False).keys() <= changes.keys()
 
     def decide(version: str) -> SeedGroup:
         if version not in own:
@@ -232,8 +241,9 @@ def _own_groups(
 
 
 def _rank(group: SeedGroup, above: SeedGroup, asked: Experiment | None) -> tuple[bool, int, int]:
-    other = asked is not None and bool(changed_experiment(asked, group[0].experiment))
-    return other, -len(group), len(changed_settings(above[0], group[0])) if above else 0
+    other = asked is not None and bool(changed_experiment(asked, group[0].experiment).keys() - {ARITHMETIC})
+    differing = changed_settings(above[0], group[0], arithmetic=False) if above else ()
+    return other, -len({run.result.seed for run in group}), len(differing)
 
 
 def _why_not(runs: Iterable[FinishedRun], group: SeedGroup) -> list[str]:
@@ -252,13 +262,14 @@ def _reason(run: FinishedRun, group: SeedGroup) -> tuple[str, str]:
     if not group:
         of_base = "from the base's runs in more than its version's change."
         return f"differs {of_base}", f"differ {of_base}"
-    if differing := branches(changed_settings(group[0], run)):
+    differing = changed_settings(group[0], run, arithmetic=run.arithmetic not in {other.arithmetic for other in group})
+    if differing := branches(differing):
         others = f"other settings than the version's runs that count: {', '.join(differing)}."
         return f"has {others}", f"have {others}"
     if run.result.evaluation.test_tokens != group[0].result.evaluation.test_tokens:
         tokens = "evaluated on another number of tokens than the version's runs that count."
         return f"was {tokens}", f"were {tokens}"
-    newer = next(other for other in group if other.result.seed == run.result.seed)
+    newer = next(other for other in group if pair_key(other) == pair_key(run))
     repeated = f"seed {run.result.seed}, of which the newer {run_name(newer)} counts."
     return f"repeats {repeated}", f"repeat {repeated}"
 

@@ -35,6 +35,8 @@ class Interval(NamedTuple):
     high: float | None
     verdict: str
     is_control: bool
+    over_seeds: bool
+    """Whether the interval is one over seeds, of two or more."""
 
 
 def plot_deltas(deltas: Sequence[Interval], path: Path) -> Path:
@@ -86,26 +88,27 @@ def plot_tradeoff(points: Sequence[tuple[Interval, float]], path: Path) -> Path:
     """Test perplexity with its interval against joules per token."""
     from matplotlib.ticker import EngFormatter
 
-    with figure(path, max(3.0, 0.9 + 0.15 * len(points))) as (axis,):
+    with figure(path, 4.2) as (axis,):
         for place, (point, joules) in enumerate(points):
             _interval(axis, point, joules, _colour(place), vertical=True)
         log_scale(axis)
         axis.set_ylabel("test perplexity")
         axis.xaxis.set_major_formatter(EngFormatter(unit="J", sep=" "))
         axis.set_xlabel("energy per token")
-        label_points(axis, [(x, point.value, point.label, _colour(n)) for n, (point, x) in enumerate(points)])
+        labels = [(x, point.value, point.label, _colour(n)) for n, (point, x) in enumerate(points)]
+        label_points(axis, labels, several="versions")
     return path
 
 
 def _interval(axis: Any, delta: Interval, at: float, colour: str | None = None, vertical: bool = False) -> None:
-    """A point with its interval, along y where vertical; hollow where there is no interval over seeds."""
+    """A point with its interval, along y where vertical; hollow where that is not one over seeds."""
     shade = colour or VERDICT_COLOURS.get(delta.verdict, GREY)
     if delta.low is not None and delta.high is not None:
         ends = [delta.low, delta.high]
         axis.plot(
             *(([at, at], ends) if vertical else (ends, [at, at])), color=shade, linewidth=1.4, solid_capstyle="butt"
         )
-    face = "white" if delta.verdict == "one seed" else shade
+    face = shade if delta.over_seeds else "white"
     axis.plot(
         *((at, delta.value) if vertical else (delta.value, at)), "o", color=shade, markerfacecolor=face, markersize=4.5
     )

@@ -20,7 +20,7 @@ from bokeh.plotting import figure
 
 from asnn_goose.reporting.ablation_words import perplexity_words, ratio_words
 from asnn_goose.reporting.comparison import FinishedRun
-from asnn_goose.reporting.drawing import CYCLE, GREY, label_columns, spread
+from asnn_goose.reporting.drawing import CYCLE, GREY, clumps, label_columns, spread
 from asnn_goose.reporting.effects import Effect
 from asnn_goose.reporting.ladder import Ladder, run_name
 from asnn_goose.reporting.ladder_plots import VERDICT_COLOURS
@@ -152,36 +152,41 @@ def tradeoff(found: Sequence[Effect]) -> LayoutDOM | None:
         "verdict": [effect.verdict for effect, _, _ in measured],
         "colour": [_colour(effect) for effect, _, _ in measured],
     }
-    data["label_x"], data["label_y"] = _label_places(data["microjoules"], data["test_ppl"], data["low"] + data["high"])
     source = ColumnDataSource(data)
+    labels = ColumnDataSource(dict(_point_labels(data)))
     # The labels to the right of the points need room.
     plot = _plot("energy per token (µJ)", "test perplexity", x_range=DataRange1d(range_padding=0.25))
-    plot.segment("microjoules", "test_ppl", "label_x", "label_y", source=source, color="colour", line_width=0.5)
+    plot.segment("point_x", "point_y", "label_x", "label_y", source=labels, color="colour", line_width=0.5)
     plot.segment(x0="microjoules", y0="low", x1="microjoules", y1="high", source=source, color="colour", line_width=1.5)
     points = plot.scatter("microjoules", "test_ppl", source=source, size=8, color="colour")
-    _labels(plot, "label_x", "label_y", "version", source)
+    _labels(plot, "label_x", "label_y", "text", labels)
     plot.add_tools(_hover(points, "version", "perplexity", "energy", "verdict"))
     return plot
 
 
-def _label_places(
-    microjoules: Sequence[float], perplexities: Sequence[float], ends: Sequence[float]
-) -> tuple[list[float], list[float]]:
-    """x and y of each point's label: to its right, those of points close in energy spread along the log axis so that
-    none covers another.
+def _point_labels(data: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+    """Columns of labels to the right of their points, those of points close in energy spread along the log axis so that
+    none covers another; many close together share one, which counts them.
 
     Args:
-        ends: of all intervals, NaN where there is none; with the perplexities they span the axis.
+        data: columns of the points, with `low` and `high` NaN where there is no interval.
     """
-    logs = np.log(perplexities)
-    line = (np.log(np.nanmax([*perplexities, *ends])) - np.log(np.nanmin([*perplexities, *ends]))) / _LABEL_LINES
+    microjoules, logs = data["microjoules"], np.log(data["test_ppl"])
+    ends = np.log([*data["test_ppl"], *data["low"], *data["high"]])
+    line = float(np.nanmax(ends) - np.nanmin(ends)) / _LABEL_LINES
     width = max(microjoules) - min(microjoules)
-    x, y = [0.0] * len(logs), [0.0] * len(logs)
+    labels: dict[str, list[Any]] = {key: [] for key in ("point_x", "point_y", "label_x", "label_y", "text", "colour")}
     for close in label_columns(microjoules, 0.1 * width):
-        rising = sorted(close, key=lambda row: logs[row])
-        for row, place in zip(rising, spread([float(logs[row]) for row in rising], line), strict=True):
-            x[row], y[row] = microjoules[close[-1]] + 0.015 * width, math.exp(place)
-    return x, y
+        groups = [[close[row] for row in rows] for rows in clumps([float(logs[row]) for row in close], line)]
+        middles = [float(np.mean([logs[row] for row in rows])) for rows in groups]
+        for rows, middle, place in zip(groups, middles, spread(middles, line), strict=True):
+            labels["point_x"].append(max(microjoules[row] for row in rows))
+            labels["point_y"].append(math.exp(middle))
+            labels["label_x"].append(microjoules[close[-1]] + 0.015 * width)
+            labels["label_y"].append(math.exp(place))
+            labels["text"].append(data["version"][rows[0]] if len(rows) == 1 else f"{len(rows)} versions")
+            labels["colour"].append(data["colour"][rows[0]] if len(rows) == 1 else GREY)
+    return labels
 
 
 def _below(parent: str | None, effects: Mapping[str, Effect], depth: int = 0) -> Iterator[tuple[Effect, int]]:

@@ -12,7 +12,7 @@ from bokeh.models import ColumnDataSource, CustomJS, DataTable, HTMLTemplateForm
 
 from asnn_goose.config.keys import IDENTITY, flatten
 from asnn_goose.reporting.ablation_words import perplexity_words, ratio_words
-from asnn_goose.reporting.comparison import FinishedRun
+from asnn_goose.reporting.comparison import ARITHMETIC, FinishedRun
 from asnn_goose.reporting.drawing import GREY
 from asnn_goose.reporting.effects import Effect, Summary
 from asnn_goose.reporting.ladder import run_name
@@ -72,7 +72,7 @@ def version_table(found: Sequence[Effect]) -> LayoutDOM:
 
 def settings_comparison(runs: Sequence[FinishedRun]) -> LayoutDOM:
     """Two runs to choose, and the settings in which they differ, as JSON; words and names do not count."""
-    settings = [flatten(run.experiment.model_dump(mode="json")) for run in runs]
+    settings = [flatten(run.experiment.model_dump(mode="json")) | {ARITHMETIC: run.arithmetic} for run in runs]
     # As in config.load.delta, a key of a branch that a run does not have is null.
     texts = {
         key: [json.dumps(each.get(key), ensure_ascii=False) for each in settings]

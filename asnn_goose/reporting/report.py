@@ -8,7 +8,7 @@ import numpy as np
 
 from asnn_goose.config.distillation import DistillationConfig
 from asnn_goose.errors import UserError
-from asnn_goose.reporting import health, information_section, sections, seeds, summary
+from asnn_goose.reporting import health, information_section, sections, seeds, seeds_section, summary
 from asnn_goose.reporting.alarms import find_alarms
 from asnn_goose.reporting.comparison import FinishedRun, find_parent, find_twins, finished_runs, load_run
 from asnn_goose.reporting.drawing import Curve
@@ -144,7 +144,7 @@ def render_index(version: str, reports_root: Path) -> str:
     ]
     lineage = seeds.ancestors(runs[0].result.parent, reports_root, reports_root)
     lines = [f"# Reports of {version}", "", runs[0].experiment.question, "", *table(header, rows), ""]
-    lines += seeds.section(runs, lineage)
+    lines += seeds_section.section(runs, lineage)
     return "\n".join(lines) + "\n"
 
 

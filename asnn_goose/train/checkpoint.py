@@ -15,6 +15,8 @@ from asnn_goose.reporting.run_folder import replacing
 
 NAME = "last.pt"
 BEST = "best.pt"
+PARTS = ("fingerprint", "parameters", "optimisers", "parts", "progress", "random")
+"""What ``last.pt`` holds."""
 
 
 class Stateful(Protocol):
@@ -83,14 +85,16 @@ def load_best(folder: Path, module: nn.Module) -> None:
 
 
 def _trained(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    # Every other buffer is as the start made it.
+    return parameters | {name: b for name, b in module.named_buffers() if name.startswith("temperature.")}
 
 
 def _copy(values: Mapping[str, Tensor], module: nn.Module) -> None:
-    parameters = dict(module.named_parameters())
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     with torch.no_grad():
         for name, value in values.items():
-            parameters[name].copy_(value)
+            tensors[name].copy_(value)
 
 
 def _write(content: Any, path: Path) -> Path:
@@ -123,15 +127,18 @@ def load(
     path = folder / NAME
     if not path.exists():
         raise UserError(
-            f"{path} does not exist: the run stopped before its first checkpoint; start it again without --resume"
+            f"{path} does not exist: the run stopped before its first checkpoint; remove {folder.parent} and start it "
+            "again without --resume"
         )
     try:
         # The random states are plain Python and numpy objects, which weights_only refuses; the file is the user's own.
         content: dict[str, Any] = torch.load(path, weights_only=False, map_location="cpu")
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read ({type(error).__name__}): start the run again without --resume"
+            f"{path} cannot be read ({type(error).__name__}): start the run again without --resume, in another folder"
         ) from error
+    if not isinstance(content, dict) or not set(PARTS) <= content.keys():
+        raise UserError(f"{path} holds no checkpoint: start the run again without --resume, in another folder")
     if content["fingerprint"] != fingerprint:
         raise UserError(
             f"{path} belongs to a run with fingerprint {content['fingerprint'][:8]}, and this configuration has "

@@ -105,8 +105,8 @@ def prepare_classifier(experiment: ClassifierExperiment) -> ClassifierSetting:
         "general": corpus,
         "precision": engine.precision,
         "wkv": recurrence_form(told.wkv_backend, experiment.task.window, engine),
-        "lif": neuron_form(told.neuron, engine),
-        "hidden_lif": neuron_form(told.hidden_neuron, engine),
+        "lif": neuron_form(told.neuron, engine, "student.neuron"),
+        "hidden_lif": neuron_form(told.hidden_neuron, engine, "student.hidden_neuron"),
     }
     return ClassifierSetting(
         experiment=experiment,

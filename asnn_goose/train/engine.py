@@ -68,8 +68,8 @@ class Engine:
         wrapped, *rest = self._fabric.setup(module, *optimizers)
         return wrapped, rest
 
-    def backward(self, loss: Tensor) -> None:
-        self._fabric.backward(loss)
+    def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
+        self._fabric.backward(loss, retain_graph=retain_graph)
 
     def no_sync(self, module: Any, enabled: bool) -> AbstractContextManager:
         """Within it, gradients stay local: for all but the last micro-batch of a step."""

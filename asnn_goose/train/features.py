@@ -71,7 +71,7 @@ class FeatureTerms(nn.Module):
         student, teacher: the shapes of both models.
 
     Raises:
-        UserError: a layer map or layer that these models have not got.
+        UserError: a layer map or layer that these models have not got, or relation heads that do not divide them.
     """
 
     def __init__(self, losses: Losses, student: Shape, teacher: Shape):
@@ -82,6 +82,12 @@ class FeatureTerms(nn.Module):
         self.pooled = {name: t for name, t in terms.items() if isinstance(t, Pooled)}
         self.dynamics = {name: t for name, t in terms.items() if isinstance(t, Dynamics)}
         self.relations = {name: t for name, t in terms.items() if isinstance(t, Relation)}
+        for name, term in self.relations.items():
+            if student.width % term.heads:
+                raise UserError(
+                    f"distillation.losses.{name}.heads {term.heads} does not divide the student's width "
+                    f"{student.width}: choose one that does"
+                )
         aligned = {name: t.layers for name, t in terms.items() if isinstance(t, LayerTerm)}
         self.pairs = {name: self._pairs(name, strategy) for name, strategy in aligned.items()}
         self.read = {name: self._spaced(name, term.layers) for name, term in self.dynamics.items()}
@@ -139,7 +145,11 @@ class FeatureTerms(nn.Module):
             for name, term in self.relations.items():
                 chosen = ("value",) if name == "value_relation" else ("query", "key", "value")
                 ours, theirs = ({key: side.projections[key] for key in chosen} for side in (student, teacher))
-                sums[name] = relation.minilmv2(ours, theirs, term.heads, mask_BL, term.block) * count
+                try:
+                    sums[name] = relation.minilmv2(ours, theirs, term.heads, mask_BL, term.block) * count
+                except ValueError as error:
+                    # The teacher's keys and values may be narrower than its states, by a factor that only they show.
+                    raise UserError(f"distillation.losses.{name}.heads: {error}, so choose another number") from error
         return sums
 
     def _pairs(self, name: str, strategy: str) -> list[tuple[int, int]]:

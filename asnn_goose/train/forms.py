@@ -23,8 +23,8 @@ def recurrence_form(backend: str, tokens: int, engine: Engine) -> str:
         raise UserError(f"student.wkv_backend: {error}") from None
 
 
-def neuron_form(neuron: NeuronConfig, engine: Engine) -> str:
-    """What a neuron's backend comes to; none for a dense one.
+def neuron_form(neuron: NeuronConfig, engine: Engine, key: str) -> str:
+    """What the backend of the neuron at that key comes to; none for a dense one.
 
     Raises:
         UserError: that form cannot run here.
@@ -38,4 +38,4 @@ def neuron_form(neuron: NeuronConfig, engine: Engine) -> str:
             return count_backend(neuron.backend, engine.device, torch.float32)
         return lif_backend(neuron.backend, engine.device, torch.float32, decay=decay, **options)
     except ValueError as error:
-        raise UserError(f"student.neuron.backend: {error}") from None
+        raise UserError(f"{key}.backend: {error}") from None

@@ -1,6 +1,7 @@
 """The training loop: steps, log lines, looks at validation, checkpoints, and what Ctrl-C does."""
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -117,7 +118,8 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
 
     Raises:
         Interrupted: Ctrl-C; a checkpoint was written first.
-        UserError: a loss or the gradient is no longer finite; weights and checkpoints are as they were.
+        UserError: a loss or the gradient is no longer finite, with weights and checkpoints as they were; or the
+            validation cross-entropy that early stopping or the stages go by is not.
     """
     config, engine = setting.experiment.train, setting.engine
     annealing = setting.experiment.student.annealing
@@ -161,6 +163,11 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
         if setting.stopper is None and stages is None:
             return
         val_ce = engine.sum(0.0 if seen is None else float(seen.student_nll_W.sum()) / seen.tokens)
+        if not math.isfinite(val_ce):
+            raise UserError(
+                f"the validation cross-entropy after step {progress.step} is {val_ce}, so the run has diverged: lower "
+                f"train.lr ({config.lr})"
+            )
         if stages is not None and stages.observe(progress.step, val_ce):
             begin_stage()
         if setting.stopper is None:

@@ -77,6 +77,8 @@ def measure(
     experiment, text, teacher = setting.experiment, setting.text, setting.teacher
     module = setting.module
     student: GooseForCausalLM = module.student
+    # Training leaves annealed neurons behind, which sample and raster are not to see.
+    module.eval()
 
     def compared(split, name, states=None):
         return evaluate(setting, split, watch_teacher(setting, split, name), name, states)

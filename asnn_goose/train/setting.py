@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asnn_goose.cache import cache_root
 from asnn_goose.config import Experiment, fingerprint
+from asnn_goose.config.losses import TopKDivergence
 from asnn_goose.data.corpora import load_corpus, split_documents
 from asnn_goose.data.curriculum import CurriculumWindows
 from asnn_goose.data.loader import EvaluationSet, TrainingWindows, evaluation_windows
@@ -114,6 +115,12 @@ def prepare(experiment: Experiment) -> Setting:
     engine = Engine(experiment.train)
     engine.launch()
     teacher = load_teacher(experiment.teacher.name, experiment.teacher.dtype, str(engine.device))
+    for name, term in experiment.distillation.losses.present().items():
+        if isinstance(term, TopKDivergence) and term.k > teacher.vocab_size:
+            raise UserError(
+                f"distillation.losses.{name}.k {term.k} is above the {teacher.vocab_size} tokens of the teacher's "
+                "vocabulary: lower it"
+            )
     tokenizer = teacher.tokenizer
     if experiment.student.tokenizer is not None:
         tokenizer = load_tokenizer(experiment.student.tokenizer)
@@ -245,8 +252,8 @@ def resolved(experiment: Experiment, engine: Engine, teacher: Teacher, text: Tex
         "corpus": text.corpus_key,
         "precision": engine.precision,
         "wkv": recurrence_form(experiment.student.wkv_backend, experiment.data.window, engine),
-        "lif": neuron_form(experiment.student.neuron, engine),
-        "hidden_lif": neuron_form(experiment.student.hidden_neuron, engine),
+        "lif": neuron_form(experiment.student.neuron, engine, "student.neuron"),
+        "hidden_lif": neuron_form(experiment.student.hidden_neuron, engine, "student.hidden_neuron"),
     }
 
 

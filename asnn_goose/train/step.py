@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from asnn_goose.config.distillation import DistillationConfig
 from asnn_goose.config.losses import TEMPERED
 from asnn_goose.data.loader import Batch
+from asnn_goose.errors import UserError
 from asnn_goose.losses import combine
 from asnn_goose.schedules import Curriculum, Stage, anchor_penalty
 from asnn_goose.train import plan
@@ -91,7 +92,8 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
                 parts["loss_anchor"] = penalty.item()
                 total = total + penalty
                 if apart:
-                    engine.backward(penalty)
+                    # What an instance's temperature is computed from leads to the terms as well.
+                    engine.backward(penalty, retain_graph=True)
             if apart:
                 _add_gradients(gradients, {n: w * sums[n] / max(1.0, count) for n, w in weights.items()}, trained)
             else:
@@ -107,7 +109,10 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
     # The shares of progress are measured from where learning rate and weights have warmed up.
     warm = step >= context.config.balance.start * context.total_steps
     if warm and isinstance(balancer, GradNorm) and not balancer.needs_gradients(step):
-        balancer.record_start(losses)
+        try:
+            balancer.record_start(losses)
+        except ValueError as error:
+            raise UserError(f"distillation.balance.start {context.config.balance.start}: {error}") from error
     for name, weight in weights.items():
         metrics[f"weight_{name}"] = weight * factors[name]
         metrics[f"loss_{name}_weighted"] = weight * factors[name] * metrics[f"loss_{name}_raw"]

@@ -98,8 +98,9 @@ def run_mixers(student: GooseForCausalLM, teacher: Teacher, layers: Sequence[int
     """Every mixer once, on what the teacher's block ``layers[j]`` receives for these tokens."""
     for block, parts in zip(student.model.blocks, next(_passes(teacher, layers, [ids_BL])), strict=True):
         assert isinstance(block, GooseBlock)
-        block.time_mix(block.time_norm(parts.attention_in.float()))
-        block.channel_mix(block.channel_norm(parts.mlp_in.float()))
+        # The teacher's device may be another: a student is built on the CPU and moved before it trains.
+        block.time_mix(block.time_norm(parts.attention_in.to(student.device, torch.float32)))
+        block.channel_mix(block.channel_norm(parts.mlp_in.to(student.device, torch.float32)))
 
 
 def _passes(teacher: Teacher, layers: Sequence[int], batches: Iterable[Tensor]) -> Iterator[list[_Seen]]:

@@ -37,7 +37,7 @@ def test_other_text_is_not_compared(record, flag):
     [((), True), (DENSE, False), (QUANTISED, False), (DENSE[:1], False), (DENSE[1:], False)],
 )
 def test_a_twin_is_no_spiking_student(record, flags, spikes):
-    assert rules.spiking(record("v10", *flags)) == spikes
+    assert record("v10", *flags).spikes == spikes
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ def _tree(key: str) -> dict[str, Any]:
         branch |= {"source": "files", "path": "a"}
     if key.endswith(".silence"):
         tree["student"][key.split(".")[1]]["kind"] = "radix"
+    if key.endswith(".learn_decay"):
+        tree["student"][key.split(".")[1]]["decay"] = 0.9
     return tree
 
 

@@ -56,6 +56,8 @@ def holding(experiment: Experiment, key: str) -> Experiment:
         inner["mode"] = "learned"
     if key.endswith(".silence"):
         inner["kind"] = "radix"
+    if key.endswith(".learn_decay"):
+        inner["decay"] = 0.9
     if key.startswith("student.transfer."):
         tree["student"]["init"] = "layers"
     return Experiment.model_validate(tree)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from asnn_goose.config import load_experiment
+from asnn_goose.config import load_classifier_experiment, load_experiment
 from asnn_goose.config.flags import as_arguments, parse_flags, settable
+from asnn_goose.config.keys import branches
 from asnn_goose.errors import UserError
 
 KINDS = "one of ternary, binary, integer, radix, quantised, dense"
@@ -106,6 +107,46 @@ def test_overrides_turn_back_into_arguments():
     assert parse_flags(arguments).settings == overrides
 
 
+@pytest.mark.parametrize(
+    ("flags", "key"),
+    [
+        (["--student.transfer.lr=1e-3"], "student.transfer"),
+        (["--train.stopping.patience=3"], "train.stopping"),
+        (["--distillation.curriculum.rule=time"], "distillation.curriculum"),
+        (["--student.annealing.mix=0.5"], "student.annealing"),
+        (["--distillation.temperature.ramp.start=3"], "distillation.temperature.ramp"),
+        (["--distillation.losses.reverse_kl.weight=1"], "distillation.losses.reverse_kl"),
+    ],
+)
+def test_a_branch_is_taken_away_by_null_and_given_again_behind_it(flags: list[str], key: str):
+    def branch(invocation) -> object:
+        found = invocation.experiment
+        for name in key.split("."):
+            found = getattr(found, name)
+        return found
+
+    flags = ["--scale=smoke", *flags]
+    given, taken = (load_experiment("v10", [*flags, *more]) for more in ([], [f"--{key}=null"]))
+    assert branch(given) is not None and branch(taken) is None
+    assert taken.overrides[key] is None and not any(name.startswith(f"{key}.") for name in taken.overrides)
+    again = load_experiment("v10", ["--scale=smoke", *as_arguments(taken.overrides)])
+    assert again.experiment == taken.experiment
+    anew = load_experiment("v10", ["--scale=smoke", f"--{key}=null", *flags[1:]])
+    assert branch(anew) is not None
+
+
+def test_the_first_stage_of_a_classifier_is_taken_away_by_null():
+    flags = ["--scale=smoke", "--general=null"]
+    assert load_classifier_experiment("v17_two_stage", flags).experiment.general is None
+
+
+def test_a_branch_that_must_be_there_takes_no_null():
+    for name, start in (("student.neuron", "student.neuron = 'null' (command line): no such key"), ("data", "no data")):
+        with pytest.raises(UserError) as raised:
+            load_experiment("v10", ["--scale=smoke", f"--{name}=null"])
+        assert str(raised.value).startswith(start)
+
+
 def test_help_lists_every_key_with_its_doc_and_value(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -117,6 +158,8 @@ def test_help_lists_every_key_with_its_doc_and_value(
     for path, key in settable().items():
         assert f"--{path} " in printed
         assert f"{key.doc} ({key.allowed})" in printed
+    for branch in branches():
+        assert f"--{branch} null " in printed
     for flag in ("--scale", "--seed", "--dry-run", "--resume", "--run-dir", "--debug", "--help", "--student NAME"):
         assert f"{flag} " in printed
     assert "--seed 41 " in printed

@@ -226,14 +226,14 @@ def test_question_and_change_are_not_inherited(tmp_path: Path):
 
 # Keys that another one constrains: a random value of one alone would be refused for the sake of the other.
 TEMPERATURE = ("mode", "scope", "init", "low", "high", "anchor", "lambda_start", "lambda_end", "ramp.start")
-NEURON = ("kind", "silence", "sparsity", "membrane", "base", "steps", "offset")
+NEURON = ("kind", "silence", "sparsity", "membrane", "base", "steps", "offset", "learn_decay")
 CONSTRAINED = {"data.source", "data.path", "distillation.targets"}
 CONSTRAINED |= {f"distillation.temperature.{name}" for name in TEMPERATURE}
 CONSTRAINED |= {"distillation.balance.mode", "distillation.balance.low", "distillation.balance.high"}
 CONSTRAINED |= {"train.optimiser", "train.devices", "student.init", "student.width", "student.layer_map"}
 CONSTRAINED |= {f"student.{neuron}.{name}" for neuron in ("neuron", "hidden_neuron") for name in NEURON}
 CONSTRAINED |= {"student.channel_mix_width"} | {key for key in settable() if key.startswith("student.transfer.")}
-CONSTRAINED |= {key for key in settable() if key.startswith("distillation.curriculum.")}
+CONSTRAINED |= {key for key in settable() if key.startswith(("distillation.curriculum.", "distillation.losses.cka."))}
 CONSTRAINED |= {key for key in settable() if key.endswith((".ramp.begin", ".ramp.end")) or "_relation." in key}
 
 

@@ -12,6 +12,7 @@ from asnn_goose.config.keys import IDENTITY, flatten, groups, keys
 from asnn_goose.config.load import CONFIGS
 from asnn_goose.config.losses import Losses
 from asnn_goose.config.schema import Experiment, TrainConfig
+from asnn_goose.errors import UserError
 
 PACKAGE = Path(__file__).parents[2] / "asnn_goose"
 
@@ -66,6 +67,13 @@ def test_every_loss_is_enabled_by_some_configuration():
         if "losses." in key and value
     }
     assert enabled == set(Losses.model_fields)
+
+
+@pytest.mark.parametrize("key", ["train.validation_tokens", "train.test_tokens"])
+def test_a_budget_with_nothing_to_predict_is_refused_before_the_run(key: str):
+    with pytest.raises(UserError, match=rf"{key} = '1' .*: must be a whole number at least 2"):
+        load_experiment("v10", [f"--{key}", "1"])
+    assert flatten(load_experiment("v10", [f"--{key}", "2"]).experiment.model_dump())[key] == 2
 
 
 @pytest.mark.parametrize(

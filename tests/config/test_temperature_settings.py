@@ -1,4 +1,4 @@
-"""What a temperature for each window or token cannot be combined with, told in one sentence."""
+"""What a temperature for each window or token cannot be combined with, and its bounds, told in one sentence."""
 
 import pytest
 
@@ -15,6 +15,7 @@ TOPK = ["--distillation=tail_bucket", "--distillation.targets=topk", f"{T}.init=
         ([f"{T}.scope=token"], "scope token is of a learned temperature: set mode to learned, or scope to global"),
         ([f"{T}.scope=sequence", f"{T}.mode=minimised"], "scope sequence is of a learned temperature"),
         ([*TOPK, f"{T}.mode=learned", f"{T}.scope=token"], "scope token reads the teacher's states"),
+        ([f"{T}.mode=learned", f"{T}.high=inf"], r"high = inf .*: must be a finite number above 0"),
         ([f"{T}.mode=learned", f"{T}.scope=word"], "scope .* must be one of global, sequence, token"),
     ],
 )

@@ -74,3 +74,16 @@ def test_a_plain_configuration_gives_a_classifier_that_reads_both_ways():
 def test_a_shape_that_cannot_be_is_refused(keys, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         GooseClassifierConfig(**SHAPE, **keys)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"num_labels": 1}, {"problem_type": "regression"}, {"problem_type": "multi_label_classification"}],
+    ids=str,
+)
+def test_what_cross_entropy_does_not_teach_is_refused(keys):
+    shape = {key: value for key, value in SHAPE.items() if "label" not in key}
+    with pytest.raises(ValueError, match=r"are not for this classifier, .*: set num_labels to 2 or more") as error:
+        GooseForSequenceClassification(GooseClassifierConfig(**shape, **{"num_labels": 3, **keys}))
+    assert "\n" not in str(error.value) and all(f"{key} {value}" in str(error.value) for key, value in keys.items())
+    GooseForSequenceClassification(GooseClassifierConfig(**shape, problem_type="single_label_classification"))

@@ -226,6 +226,27 @@ def test_hidden_states_are_the_residual_stream_before_the_norm(make_student):
         assert torch.equal(student(input_ids, logits_to_keep=2).logits, output.logits[:, -2:])
 
 
+def test_outputs_are_given_as_transformers_says(make_student):
+    student, input_ids = make_student(), _ids(2, 9)
+    with torch.no_grad():
+        output = student(input_ids, labels=input_ids)
+        loss, logits_BLV, state = student(input_ids, labels=input_ids, return_dict=False)
+        assert torch.equal(loss, output.loss) and torch.equal(logits_BLV, output.logits) and len(state) == 2
+        student.config.return_dict = False
+        assert torch.equal(student(input_ids)[0], output.logits)
+        assert torch.equal(student(input_ids, return_dict=True).logits, output.logits)
+        student.config.return_dict, student.config.output_hidden_states = True, True
+        assert len(student(input_ids).hidden_states) == 3
+        assert student(input_ids, output_hidden_states=False).hidden_states is None
+
+
+def test_embeddings_are_refused_and_not_passed_over(make_student):
+    student, input_ids = make_student(), _ids(2, 9)
+    for model in (student, student.model):
+        with pytest.raises(ValueError, match=r"^inputs_embeds are not read: give input_ids instead, .*$"):
+            model(input_ids, inputs_embeds=torch.zeros(2, 9, 32))
+
+
 def test_the_loss_is_the_mean_over_the_labels_that_follow(make_student):
     student, input_ids = make_student(), _ids(2, 9)
     labels = input_ids.clone()

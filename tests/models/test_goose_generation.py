@@ -5,6 +5,7 @@ Shapes: B batch, L tokens.
 
 import itertools
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,6 +66,32 @@ def test_generate_goes_on_from_a_given_state_with_the_whole_prompt(make_student)
         state = student(past).state
     expected = _greedy(student, torch.cat([past, prompt], 1), 10)
     assert torch.equal(_generate(student, prompt, 10, state=state), expected)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"num_beams": 3}, {"num_return_sequences": 3, "do_sample": True}], ids=["beam", "draw"]
+)
+def test_a_given_state_goes_to_all_the_sequences_of_its_row(make_student, keys):
+    student, past, prompt = make_student(seed=3, **UNTIED), _ids(2, 11), _ids(2, 6, seed=1)
+    with torch.no_grad():
+        state = student(past).state
+    torch.manual_seed(0)
+    found = _generate(student, prompt, 8, state=state, **keys)
+    torch.manual_seed(0)
+    whole = _generate(student, torch.cat([past, prompt], 1), 8, **keys)
+    assert torch.equal(found, whole) and len(found.unique(dim=0)) == len(found)
+
+
+def test_generate_hands_out_hidden_states(make_student):
+    student, prompt = make_student(), _ids(1, 9)
+    options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_hidden_states": True}
+    found = student.generate(prompt, pad_token_id=0, eos_token_id=None, **options)
+    with torch.no_grad():
+        whole = student(found.sequences[:, :-1], output_hidden_states=True).hidden_states
+    for layer, states_BLC in enumerate(whole):
+        parts = torch.cat([step[layer] for step in found.hidden_states], 1)
+        # A pass over one token sums in another order.
+        torch.testing.assert_close(parts, states_BLC, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
-"""Students under transformers' own Trainer: micro-batches that are accumulated take the step of the whole batch."""
+"""Students under transformers' own Trainer: micro-batches that are accumulated take the step of the whole batch, and
+predictions are the logits alone."""
 
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,26 @@ def test_accumulated_micro_batches_take_the_step_of_the_whole_batch(make, tmp_pa
         assert loss == pytest.approx(whole, rel=1e-5)
         # float32 sums in another order.
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [_language_model, _classifier])
+def test_predictions_are_the_logits_of_every_row(make, tmp_path: Path):
+    model, rows = make()
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_eval_batch_size=3, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    shapes = []
+
+    def metrics(prediction):
+        shapes.append((prediction.predictions.shape, prediction.label_ids.shape))
+        return {"rows": float(len(prediction.predictions))}
+
+    trainer = Trainer(model=model, args=arguments, eval_dataset=rows, compute_metrics=metrics)  # pyright: ignore[reportArgumentType]
+    assert trainer.evaluate()["eval_rows"] == 4.0
+    found = trainer.predict(rows).predictions  # pyright: ignore[reportArgumentType]
+    ids_BL = torch.stack([row["input_ids"] for row in rows])
+    with torch.no_grad():
+        wanted = model.eval()(ids_BL).logits
+    assert shapes[0] == (wanted.shape, torch.stack([row["labels"] for row in rows]).shape)
+    # Products of other shapes round otherwise.
+    torch.testing.assert_close(torch.tensor(found), wanted, rtol=0, atol=1e-5)

@@ -261,5 +261,5 @@ def small_ladder(record: Callable[..., Path], tmp_path: Path) -> Path:
     for seed in (0, 1):
         record("base", seed, 400.0)
         record("child", seed, 200.0, settings={"distillation.losses.ce.weight": 0.5})
-    record("aa", 0, 420.0)
+    record("aa", 5, 420.0)
     return tmp_path

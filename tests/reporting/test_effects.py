@@ -116,3 +116,38 @@ def test_a_part_that_one_run_did_not_measure_has_no_mean(record, tmp_path):
     assert summary is not None
     assert summary.spike_rate is summary.zero_operands is summary.joules is summary.energy_ratio is None
     assert summary.kl == 2.5
+
+
+def test_levels_without_spikes_are_multiplied_and_no_spikes(record, tmp_path):
+    """A quantised twin's count of 40 is one number, not 40 additions; a spike rate it has none."""
+    kinds = {"student.neuron.kind": "quantised", "student.hidden_neuron.kind": "quantised"}
+    record("base", 0, 400.0)
+    record("twin", 0, 400.0, settings=kinds)
+    table = found(tmp_path, "base", "twin")
+    spiking, twin = table["base"].summary, table["twin"].summary
+    assert spiking is not None and twin is not None
+    assert (spiking.joules, twin.joules) == (1.53e-4, 1.61e-4)
+    assert (spiking.energy_ratio, twin.energy_ratio) == pytest.approx((1.53 / 6.19, 1.61 / 6.19))
+    assert spiking.spike_rate is not None and spiking.spike_operands is not None
+    assert twin.spike_rate is twin.spike_operands is None and twin.zero_operands == spiking.zero_operands
+
+
+def test_a_run_without_a_partner_in_its_arithmetic_is_no_pair(record, tmp_path):
+    """Seed 1 of the child is float32 and its base's bfloat16; a machine's rounding must not pass for the change."""
+    for seed, (mine, theirs) in enumerate([("bfloat16", "bfloat16"), ("float32", "bfloat16")]):
+        record("base", seed, 400.0, results={"precision": theirs})
+        record("child", seed, 200.0 * (1 + seed), results={"precision": mine})
+    effect = found(tmp_path, "base", "child")["child"]
+    assert effect.summary is not None and effect.delta is not None
+    assert (effect.summary.n, effect.delta.n, effect.verdict) == (2, 1, "one seed")
+    assert effect.delta.ratio == pytest.approx(0.5)
+    write_roadmap(tmp_path, "cpu", ["base", "child"])
+    assert "| 0.5000 (1 pair) |" in (tmp_path / "roadmap.md").read_text()
+
+
+def test_no_arithmetic_in_common_is_not_comparable(record, tmp_path):
+    record("base", 0, 400.0, results={"precision": "bfloat16"})
+    record("child", 0, 200.0, results={"precision": "float32"})
+    assert found(tmp_path, "base", "child")["child"].verdict == "not comparable"
+    write_roadmap(tmp_path, "cpu", ["base", "child"])
+    assert "Not comparable: only runs on other test text or in another" in (tmp_path / "roadmap.md").read_text()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from asnn_goose.reporting import ladder_plots
-from asnn_goose.reporting.drawing import BLUE, GREY, VERMILLION, Curve
+from asnn_goose.reporting.drawing import BLUE, GREY, VERMILLION, Curve, clumps
 from asnn_goose.reporting.ladder_plots import Interval, plot_deltas, plot_tradeoff, plot_validation
 
 
@@ -33,10 +33,10 @@ def axes(monkeypatch) -> list:
 
 def test_the_forest_has_a_row_for_each_delta_in_the_colour_of_its_verdict(axes, tmp_path):
     deltas = [
-        Interval("aa", 1.01, 0.99, 1.03, "no difference shown", True),
-        Interval("better", 0.8, 0.7, 0.9, "helps", False),
-        Interval("worse", 1.3, 1.2, 1.4, "hurts", False),
-        Interval("alone", 1.1, None, None, "one seed", False),
+        Interval("aa", 1.01, 0.99, 1.03, "no difference shown", True, True),
+        Interval("better", 0.8, 0.7, 0.9, "helps", False, True),
+        Interval("worse", 1.3, 1.2, 1.4, "hurts", False, True),
+        Interval("alone", 1.1, None, None, "one seed", False, False),
     ]
     assert plot_deltas(deltas, tmp_path / "deltas.png").stat().st_size > 0
     (axis,) = axes
@@ -67,18 +67,20 @@ def test_validation_shows_the_whole_and_the_second_half(axes, tmp_path):
 
 
 def test_the_tradeoff_puts_energy_across_and_perplexity_up(axes, tmp_path):
-    point = Interval("base", 400.0, 380.0, 420.0, "base", False)
+    point = Interval("base", 400.0, 380.0, 420.0, "base", False, False)
     plot_tradeoff([(point, 1.5e-4)], tmp_path / "energy.png")
     (axis,) = axes
     (marker,) = [line for line in axis.lines if line.get_marker() == "o" and line.get_color() != GREY][:1]
     assert (list(np.atleast_1d(marker.get_xdata())), list(np.atleast_1d(marker.get_ydata()))) == ([1.5e-4], [400.0])
     assert any(list(line.get_ydata()) == [380.0, 420.0] for line in axis.lines if len(line.get_ydata()) == 2)
+    # An interval over test windows does not make it one over seeds.
+    assert marker.get_markerfacecolor() == "white"
 
 
 def test_labels_stand_beside_their_own_points(axes, tmp_path):
     at = {"near": (1e-4, 60.0), "nearer": (1.02e-4, 61.0), "far": (3e-4, 60.0)}
     plot_tradeoff(
-        [(Interval(label, y, None, None, "one seed", False), x) for label, (x, y) in at.items()],
+        [(Interval(label, y, None, None, "one seed", False, False), x) for label, (x, y) in at.items()],
         tmp_path / "energy.png",
     )
     (axis,) = axes
@@ -88,3 +90,27 @@ def test_labels_stand_beside_their_own_points(axes, tmp_path):
     # A column of labels begins within half an inch (7 % of the 7.2 inches of the figure) of its rightmost point.
     for label, (share, _) in zip(["nearer", "far"], shares[1:], strict=True):
         assert 0 < texts[label][0] - share < 0.07
+
+
+def test_many_points_close_together_share_a_label(axes, tmp_path):
+    """Twenty versions of one energy within 2 %, and three that stand apart: their names would end far from them."""
+    at = {f"v{n}": (3.5e-4, 63.0 + n / 16) for n in range(20)} | {"low": (3.5e-4, 43.0), "high": (3.5e-4, 70.0)}
+    at["far"] = (6e-4, 60.0)
+    plot_tradeoff(
+        [(Interval(label, y, None, None, "one seed", False, False), x) for label, (x, y) in at.items()],
+        tmp_path / "energy.png",
+    )
+    (axis,) = axes
+    heights = {text.get_text(): text.get_position()[1] for text in axis.texts}
+    assert heights.keys() == {"20 versions", "low", "high", "far"}
+    at["20 versions"] = (3.5e-4, 63.6)
+    for label, height in heights.items():
+        own = axis.transAxes.inverted().transform(axis.transData.transform(at[label]))[1]
+        # 0.15 inches, by which labels lie apart, are 5 % of an axis of 3 inches.
+        assert 0 <= height <= 1 and abs(height - own) < 0.05
+
+
+def test_labels_that_are_few_keep_their_names():
+    assert clumps([0.5, 0.1, 0.12, 0.14], 0.05) == [[1], [2], [3], [0]]
+    assert clumps([0.5, 0.1, 0.12, 0.14, 0.16], 0.05) == [[1, 2, 3, 4], [0]]
+    assert clumps([], 0.05) == []

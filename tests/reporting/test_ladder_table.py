@@ -15,8 +15,8 @@ Of 1 version, controls not counted, compared with the parent that each changes, 
 show no difference; 1 has no run that counts. \
 A verdict needs a p-value below 0.05 after Holm's correction for the one comparison of the table. \
 Closest to the teacher is child with a test perplexity of 200.0 (200.0 to 200.0), 5.00 times the teacher's. aa changes \
-nothing but the seeds of base: its ratio of 1.050 is what noise alone makes. 5 runs count, with 102,400 training \
-tokens and 0.726 hours of computing in all.
+nothing but the seeds of base: its ratio of 1.050 (unpaired) is what noise alone makes. 5 runs count, with 102,400 \
+training tokens and 0.726 hours of computing in all.
 
 The same records to sort, lay over one another and compare: [index.html](index.html).
 
@@ -25,7 +25,8 @@ The same records to sort, lay over one another and compare: [index.html](index.h
 | version | change | seeds | test perplexity (95 %) | times the teacher | parent | ratio to the parent (95 %) | p, \
 corrected | verdict |
 | --- | --- | ---: | ---: | ---: | --- | ---: | ---: | --- |
-| [aa](aa/README.md) | What aa changes. | 1 | 420.0 (399.0 to 441.0, one seed) | 10.5 | base | 1.050 |  | one seed |
+| [aa](aa/README.md) | What aa changes. | 1 | 420.0 (399.0 to 441.0, one seed) | 10.5 | base | 1.050 (unpaired) \
+|  | one seed |
 | [base](base/README.md) | What base changes. | 2 | 400.0 (400.0 to 400.0) | 10.0 |  |  |  | base |
 | [child](child/README.md) | What child changes. | 2 | 200.0 (200.0 to 200.0) | 5.00 | base | \
 0.5000 (0.5000 to 0.5000) | 0 | helps |
@@ -33,14 +34,16 @@ corrected | verdict |
 
 Perplexities are geometric means over seeds, with Student's t-interval of their logarithms. A ratio below 1 is better \
 than the parent. Its interval is Student's t over the seeds that both were run with, pair by pair, since a seed \
-decides the initialisation and the order of the data. Marked "one seed", a perplexity's interval is the run's own, by \
-bootstrap over the test windows, and says nothing of other seeds. p is two-sided and corrected by Holm over the \
-whole table; the intervals are each for one comparison. None of them covers the choice of the test text.
+decides the initialisation and the order of the data. Machines multiply matrices in bfloat16 or in float32, and both \
+runs of a pair did in the same. Marked "one seed", a perplexity's interval is the run's own, by bootstrap over the \
+test windows, and says nothing of other seeds. Unpaired: no seed in common, so Welch's interval of the two means. p is \
+two-sided and corrected by Holm over the whole table; the intervals are each for one comparison. None of them covers \
+the choice of the test text.
 
 ![deltas](roadmap/deltas.png)
 
 Test perplexity over the parent's, on a log axis, with 95 % intervals before the correction; left of 1 the version is \
-better. Hollow: one seed.
+better. Hollow: one pair of seeds.
 
 ## Likeness, spikes and cost
 
@@ -53,12 +56,14 @@ teacher | tokens/s | wall time of a run |
 | gone |  |  |  |  |  |  |  | not run |
 
 Means over seeds. KL is that of the teacher to the student at temperature 1; spike operands are the share of the mixer \
-matrices' products whose operand is a spike, zero operands the share of these that are 0; energy is that of the \
-arithmetic, estimated. The teacher, smollm2, has a test perplexity of 40.00 at 619 µJ per token.
+matrices' products whose operand is a spike, zero operands the share of tokens x channels of these operands that are \
+0; energy is that of the arithmetic, estimated, with an addition for each spike and a multiplication for each level of \
+a student without spikes. The teacher, smollm2, has a test perplexity of 40.00 at 619 µJ per token.
 
 The teacher's targets and the first stage of a seed are computed once, by its first run. Preparation takes first runs \
-0.0 s (median of 2), later ones 0.0 s (of 3). With it and the looks at validation counted in, first runs make 49.8 \
-tokens/s, later ones 49.8, on whichever machine each ran.
+0.0 s (median of 3), later ones 0.0 s (of 2). With it and the looks at validation counted in, first runs make 49.8 \
+tokens/s, later ones 49.8; runs differ from 49.8 to 49.8 by their machine and by what else ran there, so only the \
+preparation tells what sharing is worth.
 
 ![validation](roadmap/validation.png)
 
@@ -66,8 +71,9 @@ Validation perplexity on a log axis, geometric means over seeds; right: the seco
 
 ![energy](roadmap/energy.png)
 
-Test perplexity with its 95 % interval against the estimated energy of the student's arithmetic. The teacher, smollm2, \
-has a test perplexity of 40.00 at 619 µJ per token.
+Test perplexity with its 95 % interval against the estimated energy of the student's arithmetic. Filled: the interval \
+is over seeds; hollow: one seed, and the interval is over test windows. The teacher, smollm2, has a test perplexity of \
+40.00 at 619 µJ per token.
 """
 
 
@@ -157,4 +163,4 @@ def test_the_first_run_of_a_seed_pays_for_what_is_shared(record, tmp_path):
     # 20,480 tokens over 512 s and 411 s are 40 and 49.83 a second; the median of the two first ones is 44.91.
     text = (tmp_path / "roadmap.md").read_text()
     assert "first runs 50.5 s (median of 2), later ones 0.0 s (of 2)." in text
-    assert "first runs make 44.9 tokens/s, later ones 49.8, on" in text
+    assert "first runs make 44.9 tokens/s, later ones 49.8; runs differ from 40.0 to 49.8 by" in text

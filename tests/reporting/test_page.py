@@ -205,7 +205,7 @@ def test_no_name_covers_another_beside_points_of_one_energy(reports):
     """300.5 and 299.5 are a pixel apart on the screen; the extremes, 90.5 and 1,200, span about 400 pixels."""
     plot = tradeoff(effects(read_ladder(reports, "cpu", VERSIONS)))
     labels = drawn_data(plot, Text)
-    heights = {name: math.log(y) for name, y in zip(labels["version"], labels["label_y"], strict=True)}
+    heights = {name: math.log(y) for name, y in zip(labels["text"], labels["label_y"], strict=True)}
     assert sorted(heights, key=lambda name: heights[name]) == ["child", "sibling", "base", "grandchild"]
     pixels = 400 * (heights["base"] - heights["sibling"]) / math.log(1200.5 / 90.5)
     assert pixels >= 13

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_ind, ttest_rel
 
-from asnn_goose.reporting.comparison import FinishedRun
+from asnn_goose.reporting.comparison import FinishedRun, changed_settings
 from asnn_goose.reporting.material import Material
 from asnn_goose.reporting.provenance import collect_provenance
 from asnn_goose.reporting.seeds import (
@@ -22,9 +22,10 @@ from asnn_goose.reporting.seeds import (
     mean_perplexity,
     nearest_group,
     paired,
-    section,
     seed_groups,
+    unpaired,
 )
+from asnn_goose.reporting.seeds_section import section
 from asnn_goose.reporting.statistics import holm, one_sample, welch
 from asnn_goose.reporting.summary import opening
 
@@ -42,10 +43,11 @@ def make(make_experiment, make_result):
     """Finished run of the version "child", or of another by `settings`, that lies nowhere."""
     result = make_result()
 
-    def run(seed, ppl, settings=None, hours=0, tokens=65_280):
+    def run(seed, ppl, settings=None, hours=0, tokens=65_280, precision=None):
         experiment = make_experiment((settings or {}) | {"seed": seed})
         changes = {
-            "run_id": f"{experiment.version}-{seed}-{hours}",
+            "run_id": f"{experiment.version}-{seed}-{hours}-{precision}",
+            "precision": precision,
             "version": experiment.version,
             "parent": experiment.parent,
             "seed": seed,
@@ -180,6 +182,50 @@ def test_one_common_seed_has_a_ratio_alone(make):
 def test_no_common_seed_is_no_comparison(make):
     assert paired([make(0, 90.0)], [make(1, 100.0, BASE)]) is None
     assert paired([make(0, 90.0)], []) is None
+
+
+def test_a_pair_is_of_one_arithmetic(make):
+    """A base that float32 makes 1.1 times worse by itself must not make its child hurt."""
+    base = [make(0, 100.0, BASE, precision="bfloat16"), make(1, 110.0, BASE, precision="float32")]
+    mixed = [make(0, 110.0, precision="float32"), make(1, 100.0, precision="bfloat16")]
+    assert paired(mixed, base) is None
+    matched = paired([*mixed, make(0, 50.0, precision="bfloat16")], base)
+    assert matched is not None and matched.n == 1 and matched.ratio == pytest.approx(0.5)
+
+
+def test_a_seed_in_both_arithmetics_counts_once(make):
+    """d_0 = (log 1/2 + log 1/8) / 2 = log 1/4 and d_1 = log 1/4: n = 2, ratio 1/4, no spread."""
+    child = [
+        make(0, 50.0, precision="bfloat16"),
+        make(0, 16.0, precision="float32"),
+        make(1, 25.0, precision="float32"),
+    ]
+    base = [
+        make(0, 100.0, BASE, precision="bfloat16"),
+        make(0, 128.0, BASE, precision="float32"),
+        make(1, 100.0, BASE, precision="float32"),
+    ]
+    delta, mean = paired(child, base), mean_perplexity(child)
+    assert delta is not None and delta.n == mean.n == 2
+    assert (delta.ratio, delta.low, delta.high) == pytest.approx((0.25, 0.25, 0.25))
+    assert mean.value == pytest.approx(math.exp((math.log(50 * 16) / 2 + math.log(25)) / 2))
+
+
+def test_means_without_a_common_seed_are_of_one_arithmetic(make):
+    base = [make(0, 100.0, BASE, precision="bfloat16"), make(1, 900.0, BASE, precision="float32")]
+    delta = unpaired([make(5, 120.0, precision="bfloat16")], base)
+    assert delta is not None and delta.ratio == pytest.approx(1.2)
+    assert unpaired([make(5, 120.0)], base) is None
+
+
+def test_an_arithmetic_that_was_asked_for_is_the_one_that_the_machine_took(make):
+    """auto that came to float32 is float32: the newer of the two counts, and they differ in nothing."""
+    taken, asked = make(0, 90.0, precision="float32"), make(0, 91.0, {"train.precision": "float32"}, hours=1)
+    assert seed_groups([taken, asked]) == [(asked,)]
+    assert changed_settings(taken, asked) == {}
+    other = make(1, 90.0, precision="bfloat16")
+    assert changed_settings(taken, other) == {"train.precision": ("float32", "bfloat16")}
+    assert len(seed_groups([taken, other])) == 1
 
 
 @pytest.mark.parametrize(("settings", "tokens"), [({"data.window": 128}, 65_280), ({}, 32_640)])

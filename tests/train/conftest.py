@@ -30,10 +30,13 @@ class Session:
     recorder: Recorder
     seen: Comparison | None = None
     """What the look after the last step saw."""
+    random: torch.Tensor | None = None
+    """Torch's random state after the last step."""
 
     def train(self) -> "Session":
         """Take the steps that are left."""
         self.seen = train(self.setting, self.recorder, self.progress)
+        self.random = torch.get_rng_state()
         return self
 
 

@@ -1,6 +1,7 @@
 """What a checkpoint brings back, and what it refuses. That a resumed run is exact is tested with the loop."""
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from asnn_goose.errors import UserError
 from asnn_goose.train import checkpoint
 from asnn_goose.train.checkpoint import NAME
+from asnn_goose.train.measure import final_temperature
 
 
 @pytest.fixture
@@ -64,6 +66,22 @@ def test_only_what_trains_is_in_the_file(finished):
     assert "temperature.raw" in trains and not any("embeddings" in name for name in trains)
 
 
+@pytest.mark.parametrize("scope", ["sequence", "token"])
+def test_the_last_steps_temperature_comes_back_where_it_is_read_from_the_states(start, go_on, tiny_experiment, scope):
+    moving = {"lambda_start": 0.0, "init": 3.0, "lr": 5.0, "scope": scope}
+    experiment = tiny_experiment(**{f"distillation__temperature__{key}": value for key, value in moving.items()})
+    session = start(experiment).train()
+    last = final_temperature(session.setting)
+    assert abs(last - 3.0) > 1e-3
+    assert final_temperature(go_on(experiment, session.folder.path).train().setting) == last
+    # A file from before it was kept.
+    path = session.folder.checkpoints / NAME
+    content = torch.load(path, weights_only=False)
+    del content["parameters"]["temperature.recent"]
+    torch.save(content, path)
+    assert go_on(experiment, session.folder.path).train().progress.step == 4
+
+
 def test_the_file_of_a_frozen_embedding_does_not_hold_the_teachers(start, tiny_experiment):
     frozen, trained = (
         start(tiny_experiment(train__steps=1, train__embeddings=e)).train() for e in ("frozen", "trained")
@@ -75,8 +93,17 @@ def test_the_file_of_a_frozen_embedding_does_not_hold_the_teachers(start, tiny_e
 
 
 def test_no_checkpoint_is_one_sentence(start, tiny_experiment):
-    with pytest.raises(UserError, match=r"last\.pt does not exist: .* without --resume"):
-        load(start(tiny_experiment()))
+    session = start(tiny_experiment())
+    way_out = rf"remove {re.escape(str(session.folder.path))} and start it again without --resume$"
+    with pytest.raises(UserError, match=rf"last\.pt does not exist: .*; {way_out}"):
+        load(session)
+
+
+@pytest.mark.parametrize("content", [[1], {"fingerprint": "x"}], ids=["a list", "one key"])
+def test_a_file_that_is_no_checkpoint_is_one_sentence(finished, content):
+    torch.save(content, finished.folder.checkpoints / NAME)
+    with pytest.raises(UserError, match=r"last\.pt holds no checkpoint: start .*, in another folder$"):
+        load(finished)
 
 
 @pytest.mark.parametrize("size", [0, 1000, -100])

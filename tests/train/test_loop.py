@@ -8,6 +8,7 @@ import signal
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,7 +55,7 @@ def assert_same(one, other) -> None:
     assert one.setting.windows.state_dict() == other.setting.windows.state_dict()
     assert one.setting.context.balancer.state_dict() == other.setting.context.balancer.state_dict()
     assert (one.progress.step, one.progress.tokens) == (other.progress.step, other.progress.tokens)
-    assert torch.equal(torch.get_rng_state(), torch.get_rng_state())
+    assert torch.equal(one.random, other.random)
     assert metrics_of(one) == metrics_of(other)
 
 
@@ -108,6 +109,19 @@ def test_what_an_objective_keeps_is_taken_up_again(start, go_on, tiny_experiment
     with pytest.raises(Interrupted):
         broken.train()
     assert_same(go_on(experiment, broken.folder.path).train(), straight)
+
+
+def test_sample_and_raster_do_not_depend_on_what_was_annealed_in_this_session(start, go_on, tiny_experiment):
+    annealing = {"student__annealing__end": 1.0, "student__annealing__mix": 0.0, "student__annealing__steps": 4}
+    experiment = tiny_experiment("v10", **annealing, train__steps=2, train__lr=1e-2)
+    straight = start(experiment).train()
+    expected = results_of(straight)
+    with np.load(straight.folder.path / expected["raster"]["file"]) as arrays:
+        spikes = arrays["spikes"]
+    resumed = go_on(experiment, straight.folder.path).train()
+    assert results_of(resumed) == expected
+    with np.load(resumed.folder.path / expected["raster"]["file"]) as arrays:
+        assert np.array_equal(arrays["spikes"], spikes)
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(start, go_on, tiny_experiment):
@@ -210,6 +224,15 @@ def test_early_stopping_ends_the_run_and_puts_the_best_back(start, tiny_experime
     assert session.progress.stopped and session.seen is None
     assert all(torch.equal(p, weights[best][n]) for n, p in session.setting.module.named_parameters())
     assert not all(torch.equal(p, weights[ends][n]) for n, p in session.setting.module.named_parameters())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_validation_that_is_no_number_ends_a_run_that_goes_by_it(start, tiny_experiment, course, value):
+    session = start(tiny_experiment(**STOPPING))
+    course(3.0, value)
+    sentence = rf"^the validation cross-entropy after step 2 is {value}, so the run has diverged: lower train\.lr .*$"
+    with pytest.raises(UserError, match=sentence):
+        session.train()
 
 
 def test_nothing_counts_within_the_grace_period(start, tiny_experiment, course):

@@ -292,7 +292,11 @@ def test_projectors_train_and_are_no_part_of_the_student(moved):
         ("pkd", {"student": 1}, r"losses\.hidden\.layers: pkd_skip compares nothing of a student of one layer"),
         ("fdd", {"fdd_trajectory__layers": 3}, r"losses\.fdd_trajectory\.layers must be at least 1, and at most 2"),
         ("minilmv2", {"qkv_relation__layer": 3}, "a relation needs a layer up to 2, the teacher's last, not 3"),
-        ("minilmv2", {"value_relation__weight": 1, "value_relation__layer": 1}, "must relate one teacher layer"),
+        (
+            "minilmv2",
+            {"value_relation__weight": 1, "value_relation__heads": 4, "value_relation__layer": 1},
+            "must relate one teacher layer",
+        ),
     ],
 )
 def test_what_the_models_have_not_got_is_one_sentence(moved, file: str, changes: dict, sentence: str):

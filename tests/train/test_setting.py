@@ -105,3 +105,27 @@ def test_automatic_kernels_are_fingerprinted_as_what_they_came_to(tiny_experimen
 def test_text_that_is_too_short_is_one_sentence(tiny_experiment):
     with pytest.raises(UserError, match=r"training text has \d+ tokens, less than one window of 100000"):
         prepare(tiny_experiment(data__window=100_000))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"distillation": "minilm", "distillation__losses__value_relation__heads": 7},
+            r"distillation\.losses\.value_relation\.heads 7 does not divide the student's width 32: choose one",
+        ),
+        (
+            {"distillation": "tail_bucket", "distillation__losses__tail_bucket_kl__k": 258},
+            r"distillation\.losses\.tail_bucket_kl\.k 258 is above the 257 tokens of the teacher's vocabulary: lower",
+        ),
+        (
+            {"distillation": "tcs", "distillation__losses__tcs__k": 258, "distillation__temperature__mode": "fixed"},
+            r"distillation\.losses\.tcs\.k 258 is above the 257 tokens",
+        ),
+        ({"student__hidden_neuron__backend": "snntorch"}, r"student\.hidden_neuron\.backend: "),
+        ({"student__neuron__backend": "snntorch"}, r"student\.neuron\.backend: "),
+    ],
+)
+def test_what_does_not_fit_the_models_is_one_sentence_before_the_run(tiny_experiment, changes, sentence):
+    with pytest.raises(UserError, match=rf"^{sentence}.*$"):
+        prepare(tiny_experiment(**{"distillation__temperature__init": 2.0} | changes))

@@ -18,9 +18,9 @@ SCOPES = ["sequence", "token"]
 
 @pytest.fixture
 def build(moved):
-    def with_scope(scope: str) -> Setting:
+    def with_scope(scope: str, **changes) -> Setting:
         scoped = {"distillation__temperature__scope": scope}
-        setting = moved("v11_1", **(PLAIN | LEARNED_AT_3 | scoped))
+        setting = moved("v11_1", **(PLAIN | LEARNED_AT_3 | scoped | changes))
         torch.nn.init.normal_(setting.module.temperature.out.weight, generator=torch.Generator().manual_seed(0))
         return setting
 
@@ -45,8 +45,14 @@ def kd_by_hand(setting: Setting, batch: Batch, T_N: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_values_and_both_gradients_by_hand(build, ragged, scope):
-    setting = build(scope)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"train__optimiser": "dot", "train__lr": 1e-3}, {"distillation__balance__mode": "project_kd"}],
+    ids=["one gradient", "dot", "project_kd"],
+)
+def test_values_and_both_gradients_by_hand(build, ragged, scope, changes):
+    """In one backward pass, or with the gradient of each term apart."""
+    setting = build(scope, **changes)
     batch, step = ragged(setting), setting.context.total_steps
     found, metrics = gradients(setting, [batch], step)
     keep = batch.mask[:, 1:]
@@ -56,7 +62,9 @@ def test_values_and_both_gradients_by_hand(build, ragged, scope):
     anchor = 0.1 * ((T_N - 2.0) ** 2).mean()
     parameters = dict(setting.module.temperature.named_parameters())
     # The adversary goes up the distillation term and down the anchor's.
-    wanted = torch.autograd.grad(-W_KD * kd + anchor, list(parameters.values()))
+    # project_kd multiplies a term that opposes ce.
+    weight = metrics["weight_forward_kl"] if "distillation__balance__mode" in changes else W_KD
+    wanted = torch.autograd.grad(-weight * kd + anchor, list(parameters.values()))
     for name, gradient in zip(parameters, wanted, strict=True):
         # A slope in T is a small difference of float32 sums.
         assert relative(found[f"temperature.{name}"], gradient) < 1e-3, name

@@ -216,3 +216,13 @@ def test_steps_that_are_not_finite_are_counted_and_left_out(start, tiny_experime
     counts = {int(state["step"]) for state in setting.optimisers.student.state_dict()["state"].values()}
     assert counts == {4 - len(calls)}
     assert all(bool(torch.isfinite(p).all()) for p in setting.module.parameters())
+
+
+def test_a_loss_that_is_0_where_gradnorm_starts_is_one_sentence(build, ragged):
+    """Its ramp begins at the very step."""
+    ramp = {
+        f"distillation__losses__forward_kl__ramp__{key}": value for key, value in {"start": 0.0, "end": 0.9}.items()
+    }
+    setting = build(distillation__balance__mode="gradnorm", distillation__balance__start=0.0, **ramp)
+    with pytest.raises(UserError, match=r"^distillation\.balance\.start 0\.0: loss term forward_kl is 0\.0 as .*$"):
+        gradients(setting, ragged(setting), step=0)
