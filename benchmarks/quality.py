@@ -63,13 +63,13 @@ class Row:
     verdict: str = NOT_RUN
 
 
-def measured(bar: str, value: Estimate, runs: Sequence[FinishedRun], seeds: int, verdict: str) -> Row:
+def measured(bar: str, value: Estimate, runs: Sequence[FinishedRun], verdict: str) -> Row:
     return Row(
         bar=bar,
         value=value.value,
         low=value.low,
         high=value.high,
-        seeds=seeds,
+        seeds=len({run.result.seed for run in runs}),
         tokens_seen=tuple(dict.fromkeys(run.result.tokens_seen for run in runs)),
         wall_seconds=tuple(run.result.wall_seconds for run in runs),
         runs=tuple(f"{run.result.version}/{run.result.run_id}" for run in runs),
@@ -85,7 +85,7 @@ def teacher_row(bar: str, limits: Bar, group: SeedGroup | None, longest: float |
     verdict = limits.judge(value.value)
     if longest is not None:
         verdict += f"; wall time {Bar(longest).judge(max(run.result.wall_seconds for run in group))}"
-    return measured(bar, value, group, len(group), verdict)
+    return measured(bar, value, group, verdict)
 
 
 def twin_row(bar: str, pairing: rules.Pairing | None, limits: Bar | None, zeros: Bar | None) -> Row:
@@ -96,7 +96,7 @@ def twin_row(bar: str, pairing: rules.Pairing | None, limits: Bar | None, zeros:
     told = "no bar of its own" if limits is None else limits.judge(value.value)
     share = f"zero operands {percent(over_tokens)} of tokens x channels, {percent(over_steps)} of micro-steps"
     verdict = f"{told}; {share}" + ("" if zeros is None else f": {zeros.judge(over_tokens)}")
-    return measured(bar, value, (*pairing.runs, *pairing.others), len(pairing.runs), verdict)
+    return measured(bar, value, (*pairing.runs, *pairing.others), verdict)
 
 
 def conversion_row(bar: str, pairing: rules.Pairing | None) -> Row:
@@ -105,13 +105,13 @@ def conversion_row(bar: str, pairing: rules.Pairing | None) -> Row:
         return Row(bar)
     value = rules.perplexity_ratio(rules.Pairing(pairing.others, pairing.runs))
     runs = (*pairing.runs, *pairing.others)
-    return measured(bar, value, runs, len(pairing.runs), Bar(1.0, at_least=True).judge(value.value))
+    return measured(bar, value, runs, Bar(1.0, at_least=True).judge(value.value))
 
 
 def rows(runs: Sequence[FinishedRun]) -> list[Row]:
     """Every bar, judged on these runs."""
     comparable = [run for run in runs if rules.on_reference_text(run)]
-    students = [run for run in comparable if rules.spiking(run)]
+    students = [run for run in comparable if run.spikes]
 
     def chosen(rule: Callable[[FinishedRun], bool], longest: float = math.inf) -> SeedGroup | None:
         return rules.best(filter(rule, students), longest)

@@ -1,16 +1,15 @@
 """Which committed runs a bar of quality is judged on: rules over result.json and the config.yaml beside it."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from asnn_goose.config.schema import SPIKING, DataConfig, TeacherConfig, TrainConfig
+from asnn_goose.config.schema import DataConfig, TeacherConfig, TrainConfig
 from asnn_goose.reporting.classifier_runs import is_classifier_run
 from asnn_goose.reporting.comparison import NEURON, FinishedRun, changed_settings, load_run
-from asnn_goose.reporting.seeds import SeedGroup, seed_groups
+from asnn_goose.reporting.seeds import SeedGroup, by_seed, pair_key, seed_groups
 from asnn_goose.reporting.statistics import Estimate, one_sample
 
 TOKENS_154K = (153_600, 154_112)
@@ -53,12 +52,6 @@ def on_reference_text(run: FinishedRun) -> bool:
     experiment = run.experiment
     same_test = experiment.train.test_tokens == TrainConfig.model_fields["test_tokens"].default
     return experiment.data == DataConfig() and experiment.teacher.name == TeacherConfig().name and same_test
-
-
-def spiking(run: FinishedRun) -> bool:
-    """All neurons spike: neither the dense nor the quantised twin."""
-    student = run.experiment.student
-    return student.neuron.kind in SPIKING and student.hidden_neuron.kind in SPIKING
 
 
 def after_154_thousand_tokens(run: FinishedRun) -> bool:
@@ -107,10 +100,10 @@ def groups(runs: Iterable[FinishedRun]) -> list[SeedGroup]:
 
 def times_the_teacher(group: SeedGroup) -> Estimate:
     """Test perplexity over the teacher's, the geometric mean over seeds."""
-    return one_sample(np.log([run.result.ratio_to_teacher for run in group]))
+    return one_sample(by_seed(group, lambda run: math.log(run.result.ratio_to_teacher)))
 
 
-def best(runs: Iterable[FinishedRun], longest: float = np.inf) -> SeedGroup | None:
+def best(runs: Iterable[FinishedRun], longest: float = math.inf) -> SeedGroup | None:
     """The group with the lowest mean perplexity, among those whose every run took at most ``longest`` seconds.
 
     Where no group did, the lowest of all; None without runs.
@@ -125,12 +118,11 @@ def best(runs: Iterable[FinishedRun], longest: float = np.inf) -> SeedGroup | No
 def paired(
     runs: Iterable[FinishedRun], others: Iterable[FinishedRun], alike: Callable[[FinishedRun, FinishedRun], bool]
 ) -> list[Pairing]:
-    """Every two groups with common seeds at which the rule ``alike`` holds; these seeds alone."""
+    """Every two groups with common seeds, in one arithmetic, at which the rule ``alike`` holds; these seeds alone."""
     found = []
     for group, other_group in itertools.product(groups(runs), groups(others)):
-        by_seed = {other.result.seed: other for other in other_group}
-        pairs = [(run, by_seed[run.result.seed]) for run in group if run.result.seed in by_seed]
-        pairs = [pair for pair in pairs if alike(*pair)]
+        partners = {pair_key(other): other for other in other_group}
+        pairs = [(run, other) for run in group if (other := partners.get(pair_key(run))) and alike(run, other)]
         if pairs:
             found.append(Pairing(*map(tuple, zip(*pairs, strict=True))))
     return found
@@ -138,7 +130,7 @@ def paired(
 
 def against_twin(runs: Iterable[FinishedRun], twins: Iterable[FinishedRun]) -> Pairing | None:
     """Runs with T <= 4, or none, and twins of which only the neurons differ: the most seeds, then the most tokens."""
-    found = paired((run for run in runs if not spiking(run) or within_micro_steps(run)), twins, only_neurons_differ)
+    found = paired((run for run in runs if not run.spikes or within_micro_steps(run)), twins, only_neurons_differ)
     return max(found, key=lambda pair: (len(pair.runs), pair.runs[0].result.tokens_seen), default=None)
 
 
@@ -149,7 +141,7 @@ def conversion(runs: Sequence[FinishedRun]) -> Pairing | None:
     """
 
     def starting(init: str) -> list[FinishedRun]:
-        return [run for run in runs if spiking(run) and run.experiment.student.init == init]
+        return [run for run in runs if run.spikes and run.experiment.student.init == init]
 
     def rank(pair: Pairing) -> tuple[int, float, float]:
         return -len(pair.runs), times_the_teacher(pair.runs).value, times_the_teacher(pair.others).value
@@ -159,7 +151,7 @@ def conversion(runs: Sequence[FinishedRun]) -> Pairing | None:
 
 def perplexity_ratio(pairing: Pairing) -> Estimate:
     """Test perplexity of the runs over that of the others, seed by seed."""
-    mine, theirs = (np.log([run.result.student.test_ppl for run in side]) for side in pairing)
+    mine, theirs = (by_seed(side, lambda run: math.log(run.result.student.test_ppl)) for side in pairing)
     return one_sample(mine - theirs)
 
 
@@ -181,7 +173,7 @@ def sweep(runs: Iterable[FinishedRun], versions: Sequence[str]) -> list[SeedGrou
 
     Of several such rows the one with most versions, then most runs, then most tokens.
     """
-    candidates = groups(run for run in runs if spiking(run) and run.result.version in versions)
+    candidates = groups(run for run in runs if run.spikes and run.result.version in versions)
     rows = []
     for anchor in candidates:
         row = {anchor[0].result.version: anchor}
