@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from asnn_goose.config.annealing import Annealed
 from asnn_goose.config.schema import COUNTED, SPIKING
-from asnn_goose.errors import UserError
 from asnn_goose.kernels.count import count, token_scale
 from asnn_goose.kernels.count.tally import tally
 from asnn_goose.kernels.lif import lif, lif_rate
@@ -70,9 +69,6 @@ class Neuron(nn.Module):
     Args:
         channels: C.
         settings: the fields of config.schema.NeuronConfig.
-
-    Raises:
-        UserError: the decay is to be learned and starts at 0 or 1, where its logit is infinite.
     """
 
     def __init__(self, channels: int, settings: dict[str, Any]):
@@ -94,11 +90,6 @@ class Neuron(nn.Module):
             self.log_threshold = nn.Parameter(log_threshold)
         if settings["learn_decay"] == "fixed" or not spiking:
             self.decay_logit = None
-        elif settings["decay"] >= 1.0 or settings["decay"] <= 0.0:
-            raise UserError(
-                f"a neuron's decay of {settings['decay']} cannot be learned (learn_decay: {settings['learn_decay']}): "
-                "start it strictly between 0 and 1"
-            )
         else:
             self.decay_logit = nn.Parameter(torch.empty(shape[settings["learn_decay"]]))
         self._recorded: Tensor | None = None

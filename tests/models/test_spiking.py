@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 
 from asnn_goose.config.schema import NeuronConfig
-from asnn_goose.errors import UserError
 from asnn_goose.models.spiking import Neuron, SpikingLinear
 
 N, C, O = 7, 6, 5  # noqa: E741
@@ -270,7 +270,7 @@ def test_a_learned_decay_starts_where_it_is_told_and_learns(shape):
 
 @pytest.mark.parametrize("decay", [0.0, 1.0])
 def test_a_decay_without_a_finite_logit_cannot_be_learned(decay):
-    with pytest.raises(UserError, match=rf"decay of {decay} cannot be learned .learn_decay: layer.*between 0 and 1"):
+    with pytest.raises(ValidationError, match=rf"decay {decay} cannot be learned .learn_decay layer.*between 0 and 1"):
         _neuron(learn_decay="layer", decay=decay)
 
 
