@@ -22,7 +22,8 @@ class TaskConfig(Settings):
     label_field: str = "label"
     """Field that holds the label there: text or a whole number."""
     group_field: str | None = None
-    """Field whose value is shared by records that must not be divided between splits; None: each is on its own."""
+    """Field whose value is shared by records that must not be divided between splits; None: each is on its own, as is a
+    record whose field is empty."""
     window: int = Field(default=64, ge=4)
     """Tokens of a text that are read, special ones included; what a longer text has beyond them is cut off."""
     validation_fraction: float = Field(default=0.1, gt=0.0, lt=0.5)

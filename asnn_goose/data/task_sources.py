@@ -86,8 +86,8 @@ def _record(values: Mapping[Any, Any], config: TaskConfig, where: str) -> Record
     shared = None
     if config.group_field is not None:
         shared = _field(values, config.group_field, "group_field", where)
-    # A table leaves a value out as an empty cell, which all such records would share.
-    group = None if shared is None or not str(shared).strip() else str(shared)
+    # A table leaves a value out as an empty cell or as NaN, which all such records would share.
+    group = None if shared is None or shared != shared or not str(shared).strip() else str(shared)
     for field, value in ((config.text_field, text), (config.label_field, label), (config.group_field, group)):
         if value is not None and not is_encodable(value):
             raise UserError(f"{where} has half a surrogate pair in field {field!r}: mend or drop the record")

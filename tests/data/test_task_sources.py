@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import datasets
@@ -48,10 +49,12 @@ def test_anything_else_is_refused(value):
 
 def test_one_file_is_training_text_in_its_order(tmp_path):
     records = [{"body": " One, two ", "kind": "a", "film": 3}, {"body": "x\ny", "kind": 5, "film": None, "more": 1}]
+    records.append({"body": "z", "kind": "a", "film": math.nan})
     path = _jsonl(tmp_path / "notes.jsonl", records)
     source = read_source(_files(path, text_field="body", label_field="kind", group_field="film"))
     assert source.name == "notes" and source.labels is None
-    assert source.splits == {"train": [Record(" One, two ", "a", "3"), Record("x\ny", "5", None)]}
+    expected = [Record(" One, two ", "a", "3"), Record("x\ny", "5", None), Record("z", "a", None)]
+    assert source.splits == {"train": expected}
 
 
 @pytest.mark.parametrize(("ending", "separator"), [("csv", ","), ("tsv", "\t"), ("CSV", ",")])
