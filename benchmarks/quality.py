@@ -94,7 +94,9 @@ def twin_row(bar: str, pairing: rules.Pairing | None, limits: Bar | None, zeros:
         return Row(bar)
     value, (over_tokens, over_steps) = rules.perplexity_ratio(pairing), rules.zero_shares(pairing.runs)
     told = "no bar of its own" if limits is None else limits.judge(value.value)
-    share = f"zero operands {percent(over_tokens)} of tokens x channels, {percent(over_steps)} of micro-steps"
+    share = f"zero operands {percent(over_tokens)} of tokens x channels"
+    if all(run.spikes for run in pairing.runs):
+        share += f", {percent(over_steps)} of micro-steps"
     verdict = f"{told}; {share}" + ("" if zeros is None else f": {zeros.judge(over_tokens)}")
     return measured(bar, value, (*pairing.runs, *pairing.others), verdict)
 

@@ -15,7 +15,7 @@ from asnn_goose.reporting.statistics import Estimate, one_sample
 TOKENS_154K = (153_600, 154_112)
 """Whole steps of 512 tokens next to 154,000."""
 TOKENS_CPU = 98_304
-"""Training tokens of configs/train/cpu.yaml, at most."""
+"""Training tokens of the cpu scale, at most: what it had before it had 81,920."""
 SHORTEST_HOUR, LONGEST_HOUR = 2_400, 3_700
 """Seconds, from above the first to the second."""
 LONGEST_CPU = 720

@@ -1,4 +1,4 @@
-"""One training step of the default student on the CPU, split by part, with the plain and with the compiled forms.
+"""One training step of the six-block student on the CPU, split by part, with the plain and with the compiled forms.
 
     python -m benchmarks.student_step [--repeats 5]
 
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     keep_freed_memory()
-    flags = ["--student.fit_tokens=2048", "--distillation.targets=online"]
+    flags = ["--student=goose", "--student.fit_tokens=2048", "--distillation.targets=online"]
     setting = prepare(load_experiment("v11_1", flags).experiment)
     batch = next(iter(setting.windows))
     calls = record(setting, batch)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.teacher_targets [--steps 12]
 
-Two versions of one seed at the ladder scale in one process, as a ladder runs them: v10 with the teacher in every step,
-then v11.1 from the store, which is filled before its first step (that takes the teacher's time once, and is printed).
-Both take the same number of steps on the same windows; steps take turns.
+Two versions of one seed, with the six-block student, at the ladder scale in one process: v10 with the teacher in every
+step, then v11.1 from the store, which is filled before its first step (that takes the teacher's time once, and is
+printed). Both take the same number of steps on the same windows; steps take turns.
 """
 
 import argparse
@@ -43,7 +43,9 @@ def main() -> None:
     keep_freed_memory()
     settings, prepared = {}, {}
     for targets, version in WAYS.items():
-        flags = ["--scale=ladder", "--student.fit_tokens=2048", f"--distillation.targets={targets}"]
+        flags = [
+            "--scale=ladder", "--student=goose", "--student.fit_tokens=2048", f"--distillation.targets={targets}",
+        ]  # fmt: skip
         begun = time.perf_counter()
         settings[targets] = prepare(load_experiment(version, flags).experiment)
         prepared[targets] = time.perf_counter() - begun

@@ -1,6 +1,6 @@
 """quantised_twin: does it matter that the levels come from spikes?
 
-Parent: v10. The one change: currents are rounded to the same 31 levels without a membrane.
+Parent: v10. The one change: currents are rounded to the same 81 levels (steps 40) without a membrane.
 """
 
 import sys

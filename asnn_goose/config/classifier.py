@@ -45,7 +45,7 @@ class ClassifierConfig(Settings):
     neuron: NeuronConfig = NeuronConfig()
     """Neurons in front of the receptance, key, value, output and channel-mix key products."""
     hidden_neuron: NeuronConfig = NeuronConfig()
-    """Neurons behind relu^2, in front of the channel mix's value product."""
+    """Neurons in front of the channel mix's last product, behind relu^2 or the gate."""
     wkv_backend: Literal["auto", "native", "fla", "torch_chunk", "reference"] = "auto"
     """Form of the WKV-7 recurrence, as in a language model's student."""
     wkv_chunk: PositiveInt = 32

@@ -106,7 +106,8 @@ class DistillationConfig(Settings):
     temperature: TemperatureConfig = TemperatureConfig()
     """Temperature of the divergences between logits; the other terms have none, or their own."""
     balance: BalanceConfig = BalanceConfig()
-    """Beyond none it takes a gradient per term: one backward pass through the student for each."""
+    """Beyond none and uncertainty it takes a gradient per term, one backward pass through the student for each:
+    gradient_norm every tenth step, gradnorm from its start on."""
     targets: Literal["online", "hidden", "topk"] = "hidden"
     """online: the teacher runs in every step. hidden: its states of the windows to be read are computed once and kept
     in bfloat16. topk: only its k best tokens are kept (k of tail_bucket_kl), for ce and tail_bucket_kl alone."""

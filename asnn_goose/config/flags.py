@@ -95,15 +95,16 @@ def help_text(experiment: Experiment | ClassifierExperiment, scales: Sequence[st
         add_help=False,
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--scale", metavar="|".join(scales), help="How many tokens; gpu with a GPU, else cpu.")
+    run.add_argument("--scale", metavar="|".join(scales), help="How long to train; gpu with a GPU, else cpu.")
     run.add_argument("--run-dir", metavar="DIR", help="Folder that the run writes to.")
     run.add_argument("--resume", nargs="?", metavar="DIR", help="Go on with the run in DIR, or with the newest one.")
     for name, doc in _SWITCHES.items():
         run.add_argument(f"--{name}", action="store_true", help=doc)
     values, model = flatten(experiment.model_dump(mode="json")), type(experiment)
     sections = {group: parser.add_argument_group(group) for group in groups(model)}
+    folder = "configs/classification" if isinstance(experiment, ClassifierExperiment) else "configs"
     for group in sections.keys() - {"train"}:
-        sections[group].add_argument(f"--{group}", metavar="NAME", help=f"Start from configs/{group}/NAME.yaml.")
+        sections[group].add_argument(f"--{group}", metavar="NAME", help=f"Start from {folder}/{group}/NAME.yaml.")
     for key in settable(model).values():
         value = values[key.path] if isinstance(values.get(key.path), str) else json.dumps(values.get(key.path))
         section = sections.get(key.path.partition(".")[0], run)

@@ -56,8 +56,8 @@ def branches(model: type[BaseModel] = Experiment, prefix: str = "") -> dict[str,
 
 
 def groups(model: type[BaseModel] = Experiment) -> tuple[str, ...]:
-    """Names of the groups of an experiment that have files of their own."""
-    return tuple(name for name, field in model.model_fields.items() if _is_model(field.annotation))
+    """Names of the groups of an experiment that have files of their own: those that every experiment has to name."""
+    return tuple(name for name, f in model.model_fields.items() if f.is_required() and _is_model(f.annotation))
 
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[Key]:

@@ -13,14 +13,14 @@ ATTENTION_TERMS = ("minilm_attention", "tinybert_attention", "attention_relation
 
 
 class Ramp(Settings):
-    """A weight's way from a first value to the term's own, as a function of the optimiser step."""
+    """A value's way from a first one to its own, as a function of the optimiser step: a term's weight, or T."""
 
     start: NonNegativeFloat
-    """Weight up to the ramp's beginning."""
+    """Value up to the ramp's beginning."""
     begin: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the run at which the ramp begins."""
     end: float = Field(default=0.2, gt=0.0, le=1.0)
-    """Share of the run from which on the weight is the term's own."""
+    """Share of the run from which on the value is its own."""
     shape: Literal["linear", "cosine"] = "linear"
     """Way between the two."""
 

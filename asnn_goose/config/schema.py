@@ -52,7 +52,7 @@ class StudentConfig(Settings):
     head_size: PositiveInt = 64
     """Channels per head of the recurrence; divides the width."""
     channel_mix_width: PositiveInt | None = None
-    """Hidden channels of the channel mix; None: four times the width."""
+    """Hidden channels of the channel mix; None: four times the width, or the teacher's with init layers."""
     norm: Literal["rms", "layer"] = "rms"
     """Normalisation in front of each mixer and of the head."""
     init: Literal["none", "embeddings", "regression", "layers"] = "regression"
@@ -72,11 +72,11 @@ class StudentConfig(Settings):
     neuron: NeuronConfig = NeuronConfig()
     """Neurons in front of the receptance, key, value, output and channel-mix key products."""
     hidden_neuron: NeuronConfig = NeuronConfig()
-    """Neurons behind relu^2, in front of the channel mix's value product."""
+    """Neurons in front of the channel mix's last product, behind relu^2 or the gate."""
     annealing: AnnealingConfig | None = None
     """A way to these neurons from denser ones; None: they are the same from the first step on."""
     wkv_backend: Literal["auto", "native", "fla", "torch_chunk", "reference"] = "auto"
-    """WKV-7's form; auto: native on the CPU, on CUDA fla for half precision if installed, else torch_chunk."""
+    """Form of the recurrence, which runs in float32; auto: native on the CPU, else torch_chunk."""
     wkv_chunk: PositiveInt = 32
     """Tokens per chunk of the chunked form."""
 

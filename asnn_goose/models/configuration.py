@@ -26,7 +26,7 @@ class GooseConfig(PreTrainedConfig):
         norm: rms or layer, in front of each mixer and of the head.
         norm_eps: epsilon of these norms.
         neuron: fields of NeuronConfig for the neurons in front of receptance, key, value, output and channel-mix key.
-        hidden_neuron: the same for the neurons behind relu^2.
+        hidden_neuron: the same for the neurons behind relu^2 or the gate.
         wkv_backend, wkv_chunk: form of the recurrence, and tokens per chunk of the chunked one.
     """
 

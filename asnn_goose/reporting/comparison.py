@@ -48,6 +48,15 @@ class FinishedRun:
         student = self.experiment.student
         return student.neuron.kind in SPIKING and student.hidden_neuron.kind in SPIKING
 
+    @property
+    def student_joules(self) -> float | None:
+        """Energy of a token's arithmetic, where levels without spikes are operands to multiply with; None: unknown."""
+        energy = self.result.energy
+        if energy is None:
+            return None
+        multiplied = energy.student_counts_multiplied_joules_per_token
+        return energy.student_joules_per_token if self.spikes or multiplied is None else multiplied
+
 
 def load_run(folder: Path) -> FinishedRun:
     """Read config.yaml and result.json of a finished run.

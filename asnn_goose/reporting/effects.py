@@ -119,24 +119,15 @@ def summarise(runs: SeedGroup) -> Summary:
             lambda run: run.result.spikes.operand_fraction if run.result.spikes and run.spikes else None
         ),
         zero_operands=measured(lambda run: run.result.spikes.zero_fraction if run.result.spikes else None),
-        joules=measured(_joules),
+        joules=measured(lambda run: run.student_joules),
         energy_ratio=measured(_energy_ratio),
         tokens_per_second=average(lambda run: run.result.tokens_per_second),
         seconds=average(lambda run: run.result.wall_seconds),
     )
 
 
-def _joules(run: FinishedRun) -> float | None:
-    """The student's, where counts without spikes are operands to multiply with."""
-    energy = run.result.energy
-    if energy is None:
-        return None
-    multiplied = energy.student_counts_multiplied_joules_per_token
-    return energy.student_joules_per_token if run.spikes or multiplied is None else multiplied
-
-
 def _energy_ratio(run: FinishedRun) -> float | None:
-    joules, energy = _joules(run), run.result.energy
+    joules, energy = run.student_joules, run.result.energy
     return None if joules is None or energy is None else joules / energy.teacher_joules_per_token
 
 

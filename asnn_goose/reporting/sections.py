@@ -61,6 +61,12 @@ def spikes(material: Material) -> list[str]:
     measured = material.run.result.spikes
     if measured is None:
         return []
+    if not material.run.spikes:
+        rows = [
+            ["zero operands: tokens x channels whose level is 0", percent(measured.zero_fraction)],
+            ["dead channels: 0 throughout the evaluated text", percent(measured.dead_fraction)],
+        ]
+        return ["## Levels", "", *table(["over all layers", "share"], rows), ""]
     rows = [
         ["firing rate: neuron micro-steps with a spike", percent(measured.rate)],
         ["zero operands: tokens x channels without any net spike", percent(measured.zero_fraction)],
@@ -80,9 +86,10 @@ def spikes(material: Material) -> list[str]:
 def energy(material: Material) -> list[str]:
     """Operations by kind, joules by assumption, memory traffic, and what is analog."""
     measured = material.run.result.energy
-    if measured is None:
+    student = material.run.student_joules
+    if measured is None or student is None:
         return []
-    student, teacher = measured.student_joules_per_token, measured.teacher_joules_per_token
+    teacher = measured.teacher_joules_per_token
     assumed = ", ".join(f"{value:g} pJ per {_words(name)}" for name, value in measured.picojoules.items())
     lines = [
         "## Energy",
@@ -91,7 +98,7 @@ def energy(material: Material) -> list[str]:
         f"{number(student / teacher, 3)} times as much, embedding and head included. This is an estimate from "
         f"operation counts at {assumed}; no hardware was measured.",
         "",
-        *_energy_table("kind, per token", measured.by_kind, student),
+        *_energy_table("kind, per token", measured.by_kind, measured.student_joules_per_token),
         "",
     ]
     if measured.teacher_by_kind:
@@ -263,10 +270,14 @@ def _analog_sentence(run: FinishedRun) -> str:
     if run.neuron_kind == "dense":
         return "The dense neuron does not spike: every product is an ordinary one."
     if run.neuron_kind not in SPIKING:
-        return f"The {run.neuron_kind} neuron has no membrane: the whole counts that it gives are taken as spikes."
+        return (
+            f"The {run.neuron_kind} neuron does not spike: each of its levels is an operand to multiply with. The "
+            "table alone takes a level k for |k| spikes, an addition each, as if it were unfolded."
+        )
     return (
         "Spikes are the operands of the receptance, key, value, output and channel-mix products. Decay, in-context "
-        "rate, kappa, the recurrent state and the norms are analog and counted as ordinary arithmetic."
+        "rate, value residual, gate, kappa, the recurrent state and the norms are analog and counted as ordinary "
+        "arithmetic."
     )
 
 

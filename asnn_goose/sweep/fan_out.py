@@ -29,8 +29,8 @@ from asnn_goose.sweep.state import Places
 from asnn_goose.sweep.work import Session, train_member, work
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKER_BYTES = 6 * 2**30
-"""Free memory for each worker; the converted student peaks at 7 GB of resident pages, stored targets among them."""
+WORKER_BYTES = 9 * 2**30
+"""Free memory for each worker; versions peak at 7 to 9 GiB of resident pages, stored targets among them (v13: 13)."""
 SLURM_CORES, SLURM_GB, SLURM_MINUTES = 4, 16, 24 * 60
 YEAR_MINUTES = 365 * 24 * 60
 POLL_SECONDS = 1.0

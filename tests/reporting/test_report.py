@@ -7,7 +7,7 @@ import pytest
 from asnn_goose.errors import UserError
 from asnn_goose.reporting import load_result, report_head, write_report
 from asnn_goose.reporting.alarms import find_alarms
-from asnn_goose.reporting.comparison import load_run
+from asnn_goose.reporting.comparison import FinishedRun, load_run
 from asnn_goose.reporting.material import Material
 from asnn_goose.reporting.provenance import collect_provenance
 from asnn_goose.reporting.report import FIGURES, render, render_index
@@ -69,7 +69,7 @@ def test_parent_twin_change_override_and_command_are_told(written):
     assert "| `distillation.temperature.mode` | `fixed` | `learned` |" in text
     assert "| `train.lr` | `0.001` |" in text
     assert "python experiments/child.py --scale=cpu --seed=0 --train.lr=0.001" in text
-    assert "Step 7 was skipped" in text and "Decay, in-context rate, kappa" in text
+    assert "Step 7 was skipped" in text and "Decay, in-context rate, value residual, gate, kappa" in text
 
 
 def test_a_fixed_temperature_has_a_sentence_and_no_figure(written):
@@ -130,6 +130,19 @@ def test_energy_is_told_by_kind_by_format_and_apart_from_memory(written):
     # 95 MB and 269 MB at 162.5 and 325 pJ a byte.
     assert "95.0 MB a token, the teacher 269 MB. From DRAM at 162.5 to 325 pJ per byte" in section
     assert "it would take 15.4 mJ to 30.9 mJ and 43.7 mJ to 87.4 mJ." in section
+
+
+def test_levels_without_spikes_are_no_spikes_and_are_multiplied(written, make_experiment):
+    """161 µJ is the fixture's energy with counts multiplied, 619 µJ the teacher's; 52.7 % its zero operands."""
+    run = load_run(written[3].path)
+    twin = make_experiment({f"student.{neuron}.kind": "quantised" for neuron in ("neuron", "hidden_neuron")})
+    provenance = collect_provenance(twin, "0" * 64, argv=[], overrides={})
+    text = render(Material(FinishedRun(run.folder, run.result, twin), provenance, [], None, {}, {}))
+    levels = text.split("## Levels")[1].split("##")[0]
+    assert "| zero operands: tokens x channels whose level is 0 | 52.7 % |" in levels
+    assert "## Spikes" not in text and "micro-step" not in levels
+    assert "an estimated 161 µJ per token, the teacher's 619 µJ: 0.260 times" in text
+    assert "The quantised neuron does not spike: each of its levels is an operand to multiply with." in text
 
 
 def test_the_list_of_a_version_needs_the_reports_alone(written, tmp_path):
