@@ -34,8 +34,9 @@ class Transferred:
         (time_before, channel_before), (time_after, channel_after) = self.first.means(), self.last.means()
         return (
             f"Before training, each mixer was matched to the teacher's on the teacher's inputs over {self.tokens:,} "
-            f"tokens ({self.seconds:.0f} s, once): mean relative squared error of the time mixes {time_before:.3g} to "
-            f"{time_after:.3g}, of the channel mixes {channel_before:.3g} to {channel_after:.3g}."
+            f"tokens ({self.seconds:.0f} s, once): mean relative squared error of the time mixes {time_before:.3g} on "
+            f"the first batch and {time_after:.3g} on the last, of the channel mixes {channel_before:.3g} and "
+            f"{channel_after:.3g}."
         )
 
 
