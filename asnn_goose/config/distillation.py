@@ -1,6 +1,5 @@
 """What the student is asked to minimise: terms, temperature, balance, and where the teacher's targets come from."""
 
-import math
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -51,8 +50,6 @@ class TemperatureConfig(Settings):
     def _ordered(self):
         if not self.low < self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
-        if self.mode == "learned" and not math.isfinite(self.high):
-            raise ValueError(f"high ({self.high}) must be finite, since a learned temperature lies between its bounds")
         start = None if self.ramp is None else self.ramp.start
         for key, value in {"init": self.init, "anchor": self.anchor, "ramp.start": start}.items():
             if self.mode != "fixed" and value is not None and not self.low < value < self.high:

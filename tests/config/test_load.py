@@ -249,7 +249,7 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
     return finite.filter(lambda value: str(value).strip().lower() not in ("null", "~", ""))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_overrides_survive_dump_and_command_line(root: Path, data: st.DataObject):
     free = {path: key for path, key in settable().items() if path not in CONSTRAINED}

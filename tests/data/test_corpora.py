@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets.config
 import pyarrow
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -179,7 +179,6 @@ _fraction = st.floats(0.01, 0.49)
 _some_texts = st.sets(st.text(min_size=1), min_size=1, max_size=30).map(sorted)
 
 
-@settings(deadline=None)
 @given(_some_texts, _some_texts, _fraction, _fraction)
 def test_a_split_never_depends_on_other_documents(texts, others, validation, test):
     def split_by_text(corpus: Corpus) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asnn_goose.data.curriculum import CurriculumWindows
@@ -69,7 +69,6 @@ def test_each_stage_reads_its_own_permutations_of_the_easiest_windows():
             assert batch.input_ids.dtype == torch.int64 and bool(batch.mask.all())
 
 
-@settings(deadline=None)
 @given(
     batch_size=st.integers(1, 5),
     world_size=st.integers(1, 3),
@@ -90,7 +89,6 @@ def test_ranks_together_read_the_sequence_of_one_and_agree_on_the_state(batch_si
     assert all(rank.seen() == list(dict.fromkeys(read)) for rank in ranks)
 
 
-@settings(deadline=None)
 @given(stop=st.integers(0, 11), batch_size=st.integers(1, 5))
 def test_a_restored_state_reads_on_also_at_a_switch(stop, batch_size):
     """Switches come before the 4th and the 8th batch; the stop lies at, before and behind them among others."""

@@ -6,7 +6,7 @@ from operator import itemgetter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asnn_goose.data.loader import Batch, TrainingWindows, evaluation_windows
@@ -64,7 +64,6 @@ def test_epochs_and_seeds_differ():
     assert one[:100] != _order(shard, 100, seed=1)
 
 
-@settings(deadline=None)
 @given(
     length=st.integers(3, 60),
     batch_size=st.integers(1, 12),
@@ -80,7 +79,6 @@ def test_ranks_and_batches_together_read_the_order_of_the_seed(length, batch_siz
     assert all(rank.state_dict() == ranks[0].state_dict() for rank in ranks)
 
 
-@settings(deadline=None)
 @given(
     length=st.integers(3, 60),
     batch_size=st.integers(1, 12),
@@ -110,7 +108,6 @@ def test_a_batch_says_which_windows_it_holds():
         assert [shard.tokens[3 * w : 3 * w + 3].tolist() for w in batch.windows.tolist()] == _windows(batch)
 
 
-@settings(deadline=None)
 @given(
     length=st.integers(3, 60),
     before=st.integers(0, 8),
@@ -155,7 +152,6 @@ def test_windows_start_at_documents_and_multiples_and_tails_are_padded():
     assert result.predicted_bytes == 1 + 2 + 4 + 0 + 3 + 1 + 2  # of the tokens 2, 3, 5, 6, 9, 12 and 13
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=6).filter(lambda lengths: max(lengths) >= 2),
     window=st.integers(2, 8),

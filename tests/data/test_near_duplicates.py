@@ -28,7 +28,7 @@ def _every_pair(texts: list[str], threshold: float) -> list[int]:
 _texts = st.lists(st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=14).map(" ".join), max_size=12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(_texts, st.sampled_from([0.05, 0.2, 1 / 3, 0.5, 2 / 3, 0.9, 1.0]))
 def test_agrees_with_every_pair(texts, threshold):
     assert keep_first_of_near_duplicates(texts, threshold) == _every_pair(texts, threshold)

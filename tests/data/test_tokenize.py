@@ -91,7 +91,7 @@ def test_bytes_from_offsets_cover_what_stands_between_tokens(tmp_path):
     assert _documents(shard.token_bytes, shard) == [[1, 1, 1, 1, 0], [3, 2, 0, 3, 0]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.text(min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=3), st.integers(0, 2))
 def test_bytes_of_a_documents_tokens_add_up_to_its_own(tmp_path_factory, texts, kind):
     # NFKC changes the number of bytes, so that the tokens' own would not add up.

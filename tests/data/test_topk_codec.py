@@ -147,7 +147,7 @@ def test_an_error_after_a_cliff_does_not_reach_the_tokens_behind_it():
         assert error_K[2] < 1.2 and (error_K[3:] < 0.1).all() and (error_K[:2] < 1e-3).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     V=st.integers(1, 60),
     k=st.integers(1, 70),

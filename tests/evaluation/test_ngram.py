@@ -81,7 +81,7 @@ pieces_and_vocabulary = st.integers(2, 6).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(pieces_and_vocabulary)
 def test_bigram_equals_brute_force_and_sums_to_one(drawn: tuple[list[list[int]], int]):
     pieces, vocabulary = drawn
@@ -97,7 +97,7 @@ def test_bigram_equals_brute_force_and_sums_to_one(drawn: tuple[list[list[int]],
     assert (table > 0).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pieces_and_vocabulary)
 def test_unigram_equals_brute_force_and_sums_to_one(drawn: tuple[list[list[int]], int]):
     pieces, vocabulary = drawn

@@ -75,7 +75,7 @@ def test_values_and_gradients_are_those_of_the_formulas(form, per_token, per_cha
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     seed=st.integers(0, 2**31),
     shape=st.sampled_from([(1, 1), (5, 3), (2, 3, 64), (9, 200), (0, 4)]),

@@ -185,7 +185,7 @@ def test_rate_is_the_mean_of_lif_under_a_constant_current(steps: int, kind: str,
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     numerator=st.lists(st.integers(-160, 160), min_size=1, max_size=8),
     steps=st.integers(1, 9),

@@ -203,7 +203,7 @@ def test_the_temperatures_gradient_over_a_large_vocabulary_survives_float32(back
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(kept=st.lists(st.booleans(), min_size=1, max_size=12))
 def test_a_mask_deletes_rows(kept: list[bool], backend: str):
     mask = torch.tensor(kept)
@@ -229,7 +229,7 @@ def test_an_empty_mask_gives_zeros_with_a_graph(backend: str):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shift=st.floats(-50, 50), teacher_shift=st.floats(-50, 50), order=st.permutations(range(11)))
 def test_shifts_and_the_order_of_the_vocabulary_do_not_matter(shift, teacher_shift, order, backend: str):
     parts = problem(5)
@@ -262,7 +262,7 @@ def test_the_native_form_equals_the_reference_of_wide_rows():
     assert abs(grads[2] - wanted_grads[2]) <= 1e-5 * 0.007 * wanted[1]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(kept=st.lists(st.booleans(), min_size=1, max_size=12))
 def test_a_mask_deletes_rows_in_the_native_form(kept: list[bool]):
     mask = torch.tensor(kept)

@@ -108,7 +108,7 @@ def test_gradcheck(backend: str):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cut=st.integers(1, 69), chunk_size=st.sampled_from([8, 32]))
 def test_a_carried_state_continues_the_sequence(backend: str, cut: int, chunk_size: int):
     *six, state = inputs(2, 70, 1, 8, 4)

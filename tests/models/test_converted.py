@@ -263,7 +263,7 @@ def _clear_of_ties(steps: int, u: float, offset: float) -> bool:
 any_kind = st.sampled_from(["ternary", "binary"])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.floats(-6.0, 6.0), st.floats(0.3, 3.0), st.integers(1, 9), st.floats(0.0, 0.5), any_kind)
 def test_a_membrane_that_starts_higher_rounds_up_sooner(x, theta, steps, offset, kind):
     """floor(T |x| / theta + offset), of at most T spikes; at 0.5 the nearest level."""
@@ -275,7 +275,7 @@ def test_a_membrane_that_starts_higher_rounds_up_sooner(x, theta, steps, offset,
     assert s.item() == (max(0.0, expected) if kind == "binary" else expected) / steps
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(x=st.lists(st.floats(-4.0, 4.0), min_size=3, max_size=3), steps=st.integers(1, 9))
 def test_half_an_offset_makes_ternary_spikes_the_quantised_twins(x, steps):
     x_C = torch.tensor([x], dtype=torch.float64)

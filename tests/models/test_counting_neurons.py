@@ -86,7 +86,7 @@ def test_the_digits_of_every_count_add_up_to_it(base, steps):
     assert (base, steps + 1) in [(2, 2), (3, 2)] or levels("radix", steps + 1, base) > 256
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(current=st.floats(-3.0, 3.0), steps=st.integers(1, 8), offset=st.sampled_from([0.0, 0.5]))
 def test_an_integer_neuron_is_the_ternary_one(current, steps, offset):
     # At a tie the running sum of T currents and one product with T may round to different sides.

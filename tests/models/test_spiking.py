@@ -91,7 +91,7 @@ def test_spikes_are_those_of_one_membrane_per_channel(keys):
     np.testing.assert_allclose(gain.expand(N, C).detach().numpy(), gains, rtol=1e-14)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(current=st.floats(-3.0, 3.0), steps=st.integers(1, 9), binary=st.booleans())
 def test_without_decay_it_rounds_towards_zero_to_the_nearest_of_its_levels(current, steps, binary):
     # At a tie the running sum of T currents and one product with T may round to different sides.
