@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from asnn_goose.config.schema import DataConfig, TeacherConfig, TrainConfig
 from asnn_goose.reporting.classifier_runs import is_classifier_run
 from asnn_goose.reporting.comparison import NEURON, FinishedRun, changed_settings, load_run
@@ -161,11 +163,14 @@ def zero_shares(group: SeedGroup) -> tuple[float, float]:
     Raises:
         ValueError: a student without spikes.
     """
-    spikes = [run.result.spikes for run in group if run.result.spikes is not None]
-    if len(spikes) < len(group):
-        raise ValueError(f"{group[0].result.version} has runs without spikes, whose operands were not counted")
-    over_tokens = sum(part.zero_fraction for part in spikes) / len(spikes)
-    return over_tokens, 1.0 - sum(part.rate for part in spikes) / len(spikes)
+
+    def shares(run: FinishedRun) -> np.ndarray:
+        if run.result.spikes is None:
+            raise ValueError(f"{run.result.version} has runs without spikes, whose operands were not counted")
+        return np.array([run.result.spikes.zero_fraction, 1.0 - run.result.spikes.rate])
+
+    over_tokens, over_steps = by_seed(group, shares).mean(axis=0)
+    return float(over_tokens), float(over_steps)
 
 
 def sweep(runs: Iterable[FinishedRun], versions: Sequence[str]) -> list[SeedGroup]:

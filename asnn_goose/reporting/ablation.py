@@ -1,5 +1,6 @@
 """``reports/roadmap.md``: what each version of the ladder does to its parent, from the records there alone."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from asnn_goose.reporting.ablation_words import (
     sharing_sentence,
     teacher_sentence,
 )
+from asnn_goose.reporting.comparison import FinishedRun
 from asnn_goose.reporting.drawing import Curve
 from asnn_goose.reporting.effects import Effect, effects
 from asnn_goose.reporting.ladder import Ladder, Rung, read_ladder
@@ -22,6 +24,7 @@ from asnn_goose.reporting.ladder_plots import Interval, plot_deltas, plot_tradeo
 from asnn_goose.reporting.markdown import duration, number, percent, table
 from asnn_goose.reporting.page import render_page
 from asnn_goose.reporting.run_folder import write_errors, write_text
+from asnn_goose.reporting.seeds import by_seed
 
 FIGURES = ("deltas", "validation", "energy")
 
@@ -126,14 +129,17 @@ def draw_figures(ladder: Ladder, found: Sequence[Effect], folder: Path) -> dict[
 
 def _mean_curve(ladder: Ladder, rung: Rung) -> Curve | None:
     """Geometric mean of validation perplexity over the seeds, where all that have a curve were evaluated."""
-    curves = [curve for run in rung.runs if (curve := ladder.curve(run, "val_ppl")) is not None]
+    curves = {run.folder: curve for run in rung.runs if (curve := ladder.curve(run, "val_ppl")) is not None}
     if not curves:
         return None
-    tokens = curves[0].tokens
-    for curve in curves[1:]:
-        tokens = np.intersect1d(tokens, curve.tokens)
-    logs = [np.log(curve.values[np.isin(curve.tokens, tokens)]) for curve in curves]
-    return Curve(rung.version, tokens, np.exp(np.mean(logs, axis=0))) if len(tokens) else None
+    tokens = functools.reduce(np.intersect1d, (curve.tokens for curve in curves.values()))
+
+    def log_perplexities(run: FinishedRun) -> np.ndarray:
+        curve = curves[run.folder]
+        return np.log(curve.values[np.isin(curve.tokens, tokens)])
+
+    runs = tuple(run for run in rung.runs if run.folder in curves)
+    return Curve(rung.version, tokens, np.exp(by_seed(runs, log_perplexities).mean(axis=0))) if len(tokens) else None
 
 
 def _effect_table(found: Sequence[Effect]) -> list[str]:

@@ -33,11 +33,7 @@ def opening(ladder: Ladder, found: Sequence[Effect]) -> str:
             f"Closest to the teacher is {version} with a test perplexity of {perplexity_words(best)}, "
             f"{number(best.ratio_to_teacher, 3)} times the teacher's."
         )
-    sentences += [
-        _noise_sentence(effect)
-        for effect in found
-        if effect.delta is not None and not effect.delta.paired and _changes_nothing(effect, found)
-    ]
+    sentences += [_noise_sentence(effect) for effect in found if _shows_noise(effect, found)]
     runs = [run.result for run in ladder.runs]
     hours = sum(result.wall_seconds for result in runs) / 3600
     sentences.append(
@@ -186,8 +182,10 @@ def _only_by_itself(effect: Effect) -> bool:
     )
 
 
-def _changes_nothing(effect: Effect, found: Sequence[Effect]) -> bool:
-    """Whether a version repeats its parent's settings, so that all it shows is noise."""
+def _shows_noise(effect: Effect, found: Sequence[Effect]) -> bool:
+    """Whether a version repeats its parent's settings with other seeds, so that its ratio is noise."""
+    if effect.delta is None or effect.delta.paired:
+        return False
     parent = next(other.rung for other in found if other.rung.version == effect.rung.parent)
     return not changed_settings(parent.runs[0], effect.rung.runs[0], arithmetic=False)
 

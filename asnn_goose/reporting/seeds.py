@@ -96,10 +96,10 @@ def pair_key(run: FinishedRun) -> tuple[int, str]:
     return run.result.seed, run.arithmetic
 
 
-def by_seed(runs: SeedGroup, value: Callable[[FinishedRun], float]) -> np.ndarray:
-    """Mean of a value over the runs of each seed, by rising seed [seeds]."""
+def by_seed(runs: SeedGroup, value: Callable[[FinishedRun], float | np.ndarray]) -> np.ndarray:
+    """Mean of a value [...] over the runs of each seed, by rising seed [seeds, ...]."""
     same = itertools.groupby(runs, lambda run: run.result.seed)
-    return np.array([np.mean([value(run) for run in of_seed]) for _, of_seed in same])
+    return np.array([np.array([value(run) for run in of_seed]).mean(axis=0) for _, of_seed in same])
 
 
 def mean_perplexity(runs: Iterable[FinishedRun]) -> MeanPerplexity:

@@ -159,6 +159,9 @@ def test_equal_wall_time_is_within_a_tenth_whoever_is_longer(record):
 def test_zero_shares_are_of_tokens_and_of_micro_steps(record):
     group = (record(seed=0, zero=0.6, rate=0.2), record(seed=1, zero=0.7, rate=0.1))
     assert rules.zero_shares(group) == pytest.approx((0.65, 0.85))
+    # Seed 1 in both arithmetics is one seed, of the mean 0.8.
+    twice = (*group, record("v10", "--train.precision=bfloat16", seed=1, zero=0.9, rate=0.1))
+    assert rules.zero_shares(twice) == pytest.approx((0.7, 0.85))
     with pytest.raises(ValueError, match="v10 has runs without spikes"):
         rules.zero_shares((record(zero=None),))
 

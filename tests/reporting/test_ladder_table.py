@@ -150,6 +150,19 @@ def test_the_mean_curve_is_geometric_over_the_looks_in_common(record, tmp_path, 
     assert curve.values == pytest.approx([200.0, 30.0])
 
 
+def test_the_mean_curve_is_over_seeds_also_where_one_was_run_twice(record, tmp_path, monkeypatch):
+    """Seed 0 is sqrt(100 x 400) = 200 and seed 1 is 50: their mean is 100, and that of three runs 126."""
+    seen = []
+    monkeypatch.setattr(
+        "asnn_goose.reporting.ablation.plot_validation", lambda curves, path: seen.extend(curves) or path
+    )
+    for seed, precision, value in ((0, "bfloat16", 100.0), (0, "float32", 400.0), (1, "float32", 50.0)):
+        folder = record("base", seed, 400.0, results={"precision": precision})
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 10, "val_ppl": value}) + "\n")
+    write_roadmap(tmp_path, "cpu", ["base"])
+    assert seen[0].values == pytest.approx([100.0])
+
+
 def test_the_first_run_of_a_seed_pays_for_what_is_shared(record, tmp_path):
     took = {"seconds_by_phase": {"preparation": 101.0, "training": 411.0, "evaluation": 1000.0}}
     record("base", 0, 400.0, results=took, hours=1)
