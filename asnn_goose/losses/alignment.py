@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from asnn_goose.kernels.precision import widened
 from asnn_goose.kernels.unit_length import unit_length
 from asnn_goose.losses.cka import ROUNDING
 from asnn_goose.losses.divergence import token_mean
@@ -44,7 +45,7 @@ def _compare(formula: Callable[[Tensor, Tensor], Tensor], student: Tensor, teach
         )
     if mask is not None and mask.shape != student.shape[:-1]:
         raise ValueError(f"mask {tuple(mask.shape)} must have the states' leading shape {tuple(student.shape[:-1])}")
-    student, teacher = (x if x.dtype == torch.float64 else x.float() for x in (student, teacher.detach()))
+    student, teacher = (widened(x) for x in (student, teacher.detach()))
     return token_mean(formula, student, teacher, mask=mask)
 
 

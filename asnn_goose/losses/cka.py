@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from asnn_goose.kernels.precision import widened
+
 TINY = 1e-12
 """A denominator below it says that one side does not vary: the similarity is then 0, without gradient. Sides are scaled
 to a largest deviation of 1 first."""
@@ -23,8 +25,8 @@ def _check(x_nd: Tensor, y_nd: Tensor, least: int) -> tuple[Tensor, Tensor]:
             "tokens"
         )
     if x_nd.shape[0] < least:
-        raise ValueError(f"this needs at least {least} tokens, not {x_nd.shape[0]}")
-    x_nd, y_nd = (z if z.dtype == torch.float64 else z.float() for z in (x_nd, y_nd))
+        raise ValueError(f"this needs at least {least} token{'s' if least > 1 else ''}, not {x_nd.shape[0]}")
+    x_nd, y_nd = (widened(z) for z in (x_nd, y_nd))
     return x_nd, y_nd
 
 
@@ -61,14 +63,14 @@ def hsic(x_nd: Tensor, y_nd: Tensor, debiased: bool = False) -> tuple[Tensor, Te
     Columns are centred first (debiased: the estimator is free of offsets as it is).
 
     Raises:
-        ValueError: not two matrices over the same tokens, fewer than 2 of them, or than 4 for ``debiased``.
+        ValueError: not two matrices over the same tokens, none of them, or fewer than 4 for ``debiased``.
     """
     return _products(*_centred_sides(x_nd, y_nd, debiased), debiased)
 
 
 def _centred_sides(x_nd: Tensor, y_nd: Tensor, debiased: bool) -> tuple[Tensor, Tensor]:
     # Centred in both cases: large common offsets would leave few digits.
-    x_nd, y_nd = _check(x_nd, y_nd, 4 if debiased else 2)
+    x_nd, y_nd = _check(x_nd, y_nd, 4 if debiased else 1)
     return _centred(x_nd), _centred(y_nd)
 
 

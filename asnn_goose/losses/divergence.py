@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from asnn_goose.kernels.linear_divergence import rows
+from asnn_goose.kernels.precision import wide_dtype
 
 
 def token_mean(formula: Callable[..., Tensor], *per_token: Tensor, mask: Tensor | None) -> Tensor:
@@ -68,7 +69,7 @@ def divergence(
             instance-wise form, arXiv 2211.16231). Its gradient is live in the factor and in both softmaxes.
         options: the formula's own.
     """
-    wide = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(student_logits.dtype)
     temperature = torch.as_tensor(temperature, dtype=wide, device=student_logits.device)
     if temperature.numel() == 1:
         temperature = temperature.reshape(())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asnn_goose.kernels.precision import widened
 from asnn_goose.losses.divergence import divergence
 
 
@@ -41,7 +42,7 @@ def log_cosh(x: Tensor) -> Tensor:
 def dual_head_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float, centred: bool) -> Tensor:
     """tau^2 sum_k log cosh((s_k - t_k) / (2 tau)) [N], over the tokens k that the teacher allows."""
     banned_NV = teacher_NV == -torch.inf
-    student_NV, teacher_NV = (x if x.dtype == torch.float64 else x.float() for x in (student_NV, teacher_NV))
+    student_NV, teacher_NV = (widened(x) for x in (student_NV, teacher_NV))
     # Filled before the difference: -inf - -inf is NaN.
     gap_NV = student_NV.masked_fill(banned_NV, 0.0) - teacher_NV.masked_fill(banned_NV, 0.0)
     if centred:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from asnn_goose.kernels.linear_divergence import rows
+from asnn_goose.kernels.precision import widened
 from asnn_goose.kernels.unit_length import unit_length
 from asnn_goose.losses.cka import linear_cka
 from asnn_goose.losses.tiles import tiled_sum
@@ -30,8 +32,8 @@ def detached_readout(norm: Callable[[Tensor], Tensor], head_weight_VD: Tensor) -
 
 def dynamics_rows(student_NV: Sequence[Tensor], teacher_NV: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """(trajectory [N], derivative [N]) from the logits of each chosen layer; one that changes nothing has cosine 0."""
-    y_s, y_t = ([torch.log_softmax(x.float(), -1) for x in logits] for logits in (student_NV, teacher_NV))
-    gaps = [(t.exp() * (t - s)).sum(-1) for s, t in zip(y_s, y_t, strict=True)]
+    y_s, y_t = ([torch.log_softmax(widened(x), -1) for x in logits] for logits in (student_NV, teacher_NV))
+    gaps = [rows.relative_entropy(t, s) for s, t in zip(y_s, y_t, strict=True)]
     turns = []
     for s0, s1, t0, t1 in zip(y_s, y_s[1:], y_t, y_t[1:], strict=False):
         turns.append(1.0 - (unit_length(t1 - t0) * unit_length(s1 - s0)).sum(-1))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from asnn_goose.kernels.precision import widened
 from asnn_goose.kernels.unit_length import unit_length
 
 
@@ -36,7 +37,7 @@ def rkd_distance(student_PD: Tensor, teacher_PE: Tensor) -> Tensor:
     """
     _check_rows(student_PD, teacher_PE)
     scaled = []
-    for states in (student_PD.float(), teacher_PE.detach().float()):
+    for states in map(widened, (student_PD, teacher_PE.detach())):
         distances = _pairwise(states)
         mean = distances[distances > 0].mean() if bool((distances > 0).any()) else distances.new_ones(())
         scaled.append(distances / mean)
@@ -50,7 +51,7 @@ def rkd_angle(student_PD: Tensor, teacher_PE: Tensor) -> Tensor:
     """
     _check_rows(student_PD, teacher_PE)
     cosines = []
-    for states in (student_PD.float(), teacher_PE.detach().float()):
+    for states in map(widened, (student_PD, teacher_PE.detach())):
         directions = unit_length(states[None] - states[:, None])
         with torch.autocast(directions.device.type, enabled=False):
             cosines.append(directions @ directions.mT)
@@ -68,7 +69,7 @@ def info_nce(student_PD: Tensor, teacher_PD: Tensor, temperature: float = 0.1) -
             f"{tuple(teacher_PD.shape)}"
         )
     with torch.autocast(student_PD.device.type, enabled=False):
-        scores = unit_length(student_PD.float()) @ unit_length(teacher_PD.detach().float()).T
+        scores = unit_length(widened(student_PD)) @ unit_length(widened(teacher_PD.detach())).T
     return F.cross_entropy(scores / temperature, torch.arange(len(scores), device=scores.device))
 
 
@@ -82,7 +83,7 @@ def relation_kl(
     teacher has, MiniLM's value relation, arXiv 2002.10957). Padding is out of rows and columns.
 
     Args:
-        student_BLD, teacher_BLE: the same projection of both models, computed in float32.
+        student_BLD, teacher_BLE: the same projection of both models, computed in float32 at least.
         heads: A; divides both widths.
         mask_BL: true where a token counts.
         block: tokens are related within blocks of so many only; None: within the whole sequence.
@@ -105,7 +106,7 @@ def relation_kl(
 
     def log_relation(states: Tensor) -> Tensor:
         # Padding may hold NaN, which a product would carry into the gradients of all others.
-        states = F.pad(states.float().masked_fill(~counts_BL[..., None], 0.0), (0, 0, 0, pad))
+        states = F.pad(widened(states).masked_fill(~counts_BL[..., None], 0.0), (0, 0, 0, pad))
         split = rearrange(states, "b (n l) (a d) -> (b n) a l d", l=size, a=heads)
         with torch.autocast(states.device.type, enabled=False):
             scores = split @ split.mT / split.shape[-1] ** 0.5

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from asnn_goose.kernels.linear_divergence import rows
+from asnn_goose.kernels.precision import wide_dtype, widened
 from asnn_goose.losses.divergence import check_mask, divergence, token_mean
 
 
@@ -57,12 +58,12 @@ def draw_targets(
         power: 1 draws from the teacher itself.
 
     Returns:
-        (ids [..., N], weights [..., N] in float32).
+        (ids [..., N], weights [..., N] in float32, or float64 for float64 logits).
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, not {samples}")
     with torch.no_grad():
-        log_p = torch.log_softmax(teacher_logits.float(), -1)
+        log_p = torch.log_softmax(widened(teacher_logits), -1)
         # A banned token stays banned: 0 * -inf would be NaN.
         log_r = torch.log_softmax((power * log_p).masked_fill(log_p == -torch.inf, -torch.inf), -1)
         flat = log_r.exp().reshape(-1, log_r.shape[-1])
@@ -96,7 +97,7 @@ def random_sampling_ce(
             f"{tuple(student_logits.shape[:-1])} tokens"
         )
     check_mask(student_logits, mask)
-    wide = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(student_logits.dtype)
 
     def formula(student_NV: Tensor, weights_NK: Tensor, ids_NK: Tensor) -> Tensor:
         log_q = torch.log_softmax(student_NV.to(wide) / temperature, -1)

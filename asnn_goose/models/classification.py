@@ -158,7 +158,7 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
         Args:
             input_ids: [B, L].
             attention_mask: [B, L], 0 on padding, which may stand at either end of a text; None: every place is text.
-            labels: int64 [B].
+            labels: int64 [B]; texts with -100 are left out of the loss, which is 0 where all are.
             output_hidden_states: None: as the configuration says.
 
         Raises:
@@ -174,7 +174,7 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
             if layer in self.places:
                 pooled.append(self._pooled(self.places[layer], h_BLC, mask_BL))
                 logits.append(self.classifiers[self.places[layer]](pooled[-1]))
-        loss = None if labels is None else F.cross_entropy(logits[-1].float(), labels)
+        loss = None if labels is None else _mean_cross_entropy(logits[-1], labels)
         shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return GooseClassifierOutput(
             loss=loss,
@@ -239,5 +239,14 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
         return states_BLC.sum(1) / mask_BL.sum(1, keepdim=True).clamp_min(1).to(h_BLC.dtype)
 
 
+def _mean_cross_entropy(logits_BV: Tensor, labels_B: Tensor) -> Tensor:
+    # PyTorch's own mean over no label is 0 / 0.
+    total = F.cross_entropy(logits_BV.float(), labels_B, reduction="sum")
+    return total / (labels_B != -100).sum().clamp_min(1)
+
+
 AutoConfig.register(GooseClassifierConfig.model_type, GooseClassifierConfig)
 AutoModelForSequenceClassification.register(GooseClassifierConfig, GooseForSequenceClassification)
+# So that a language model can be read as the start of a classifier; register() itself insists on the class's own
+# configuration.
+AutoModelForSequenceClassification._model_mapping.register(GooseConfig, GooseForSequenceClassification)  # pyright: ignore[reportArgumentType]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from asnn_goose.models.channel_mix import ChannelMix
@@ -257,6 +257,7 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
 
 
 AutoConfig.register(GooseConfig.model_type, GooseConfig)
+AutoModel.register(GooseConfig, GooseModel)
 AutoModelForCausalLM.register(GooseConfig, GooseForCausalLM)
 
 __all__ = ["GooseCausalLMOutput", "GooseConfig", "GooseForCausalLM", "GooseModel", "GooseOutput", "LayerState"]

@@ -17,6 +17,7 @@ from asnn_goose.kernels.count import count, token_scale
 from asnn_goose.kernels.count.tally import tally
 from asnn_goose.kernels.lif import lif, lif_rate
 from asnn_goose.kernels.lif.surrogate import DEFAULT_WIDTH
+from asnn_goose.kernels.precision import widened
 from asnn_goose.models.counts import SpikeStatistics, digits, levels, weighted
 
 
@@ -161,7 +162,7 @@ class Neuron(nn.Module):
         A dense neuron gives the current itself and None. ``membranes`` is read and written by neurons whose membrane
         lives on; they take x [..., L, C], and start at 0 without it.
         """
-        x = x if x.dtype == torch.float64 else x.float()
+        x = widened(x)
         if self.kind == "dense":
             return x, None
         mix, factor, width, more = self.annealed if self.training else Annealed()
@@ -185,7 +186,7 @@ class Neuron(nn.Module):
 
     def spikes(self, x: Tensor, membranes: Membranes | None = None) -> tuple[Tensor, Tensor]:
         """(spikes [T, ..., C] in {-1, 0, 1}, gain): the micro-steps one by one."""
-        x = x if x.dtype == torch.float64 else x.float()
+        x = widened(x)
         if self.kind == "radix":
             s, gain = self._counted(x, self.steps)
             spikes = s.sign() * digits((s.abs() * self.levels).round(), self.steps, self.base)

@@ -1,10 +1,14 @@
 """How hard an example is before distillation: the student's loss and ROUGE-L, fused by rank (arXiv 2506.05695)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class _TokenIds:
@@ -35,7 +39,7 @@ def rouge_l(references: Sequence[Sequence[int]], hypotheses: Sequence[Sequence[i
     return [float(scorer.score(reference, hypothesis)["rougeL"].fmeasure) for reference, hypothesis in pairs]
 
 
-def rrf_scores(loss: ArrayLike, rouge: ArrayLike, k: float = 60.0) -> np.ndarray:
+def rrf_scores(loss: "ArrayLike | Tensor", rouge: "ArrayLike | Tensor", k: float = 60.0) -> np.ndarray:
     """Easiness by reciprocal rank fusion, float64 [N]: 1 / (k + r_loss) + 1 / (k + r_rouge), the higher the easier.
 
     Rank 1 is the easiest in both lists: lowest loss, highest ROUGE. Equal values share the mean of their ranks. Ranking
@@ -56,7 +60,7 @@ def rrf_scores(loss: ArrayLike, rouge: ArrayLike, k: float = 60.0) -> np.ndarray
     return 1.0 / (k + rankdata(loss_N)) + 1.0 / (k + rankdata(-rouge_N))
 
 
-def rrf_difficulty(loss: ArrayLike, rouge: ArrayLike, k: float = 60.0) -> list[int]:
+def rrf_difficulty(loss: "ArrayLike | Tensor", rouge: "ArrayLike | Tensor", k: float = 60.0) -> list[int]:
     """Indices of the examples, easy first: by :func:`rrf_scores`, falling.
 
     Of equal scores the lower loss comes first. What is still equal then has the same loss and ROUGE, and keeps the
@@ -73,7 +77,11 @@ def _as_text(ids: Sequence[int]) -> str:
     return " ".join(map(str, ids))
 
 
-def _values(name: str, values: ArrayLike) -> np.ndarray:
+def _values(name: str, values: "ArrayLike | Tensor") -> np.ndarray:
+    # Known by its method, since a dry run must not wait for torch. A tensor may require a gradient, or have a dtype
+    # that numpy lacks.
+    if detach := getattr(values, "detach", None):
+        values = detach().double().cpu().numpy()
     array_N = np.asarray(values, dtype=np.float64)
     if array_N.ndim != 1:
         raise ValueError(f"{name} must have one value per example, not the shape {array_N.shape}")

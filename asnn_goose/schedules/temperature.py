@@ -132,6 +132,9 @@ def _raw(init: float, low: float, high: float) -> float:
 
 
 def _bounded(raw: Tensor, low: float, high: float) -> Tensor:
+    # Held at 60 in the value and not in the gradient: beyond 87 the slope e^-|raw| is below float32's numbers, and an
+    # anchor could not pull such a temperature back.
+    raw = raw + (raw.clamp(-60.0, 60.0) - raw).detach()
     # From the nearer bound: beyond 16, sigmoid(raw) is 1 in float32 and its derivative s (1 - s) is 0.
     span = high - low
     return torch.where(raw > 0, high - span * torch.sigmoid(-raw), low + span * torch.sigmoid(raw))

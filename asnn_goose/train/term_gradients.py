@@ -19,11 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from asnn_goose.kernels.precision import widened
+
 Gradients = Mapping[str, Sequence[Tensor | None]]
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.flatten() if x.dtype == torch.float64 else x.flatten().float()
+    return widened(x.flatten())
 
 
 def inner_products(gradients: Gradients) -> Tensor:

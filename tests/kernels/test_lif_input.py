@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,6 @@ GOOD: dict[str, Any] = {"current": torch.zeros(3, 4), "threshold": 1.0, "decay":
     ("changes", "message"),
     [
         ({"current": torch.zeros(3, 4, dtype=torch.int64)}, "floating point, not torch.int64"),
-        ({"current": torch.zeros(3, 0)}, "must not be empty"),
         ({"threshold": 0.0}, "threshold must be above 0 and finite, not 0.0"),
         ({"threshold": torch.tensor([1.0, 1.0, -1.0, 1.0])}, "threshold must be above 0 and finite, not -1.0"),
         ({"threshold": math.nan}, "threshold must be above 0 and finite, not nan"),
@@ -61,6 +61,17 @@ def test_a_membrane_of_another_shape_is_refused(backend: str):
     """numba would read past its end."""
     with pytest.raises(ValueError, match=r"shape of one step, \(3, 4\), not \(4,\)"):
         lif_rate(torch.zeros(3, 4), 2, threshold=1.0, decay=0.5, v0=torch.zeros(4), backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_no_window_is_no_spike(shape: tuple[int, int], backend: str):
+    x, threshold = torch.zeros(shape, requires_grad=True), torch.ones(shape[-1], requires_grad=True)
+    rate = lif_rate(x, np.int64(2), threshold=threshold, decay=0.5, backend=backend)  # pyright: ignore[reportArgumentType]
+    spikes, v = lif(x.expand(2, *shape), threshold=threshold, decay=0.5, backend=backend)
+    assert (rate.shape, spikes.shape, v.shape) == (shape, (2, *shape), shape)
+    (rate.sum() + spikes.sum() + v.sum()).backward()
+    assert x.grad is not None and threshold.grad is not None and not threshold.grad.any()
 
 
 def test_bad_shapes_and_counts():

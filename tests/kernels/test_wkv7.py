@@ -4,6 +4,7 @@ Shapes: B batch, L tokens, H heads, D channels of a head (V of a value).
 """
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -241,6 +242,24 @@ def test_a_decay_that_a_chunk_cannot_hold_is_refused():
     tensors[1][0, 3, 0, 2] = 5.0
     with pytest.raises(ValueError, match=r"\|log_w\| reaches 5"):
         run(tensors, backend="torch_chunk")
+
+
+@pytest.mark.parametrize("decay", [-50.0, -200.0, -math.inf])
+def test_auto_takes_chunks_as_short_as_the_decay_asks_for(decay: float):
+    """700 / 50 is 14 tokens; shorter than 8 it goes token by token."""
+    tensors = inputs(1, 40, 1, 8)
+    tensors[1][0, 3, 0, 2] = decay
+    for found, wanted in zip(run(tensors), run(tensors, backend="reference"), strict=True):
+        assert relative_to_largest(found, wanted) <= 1e-12
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "torch_chunk", "reference"])
+def test_no_window_is_no_output(backend: str):
+    tensors = [x.requires_grad_() for x in inputs(0, 40, 3, 8, dtype=torch.float32)]
+    y, state = wkv7(*tensors[:6], state=tensors[6], backend=backend)
+    assert (y.shape, state.shape) == (tensors[3].shape, tensors[6].shape)
+    (y.sum() + state.sum()).backward()
+    assert all(x.grad is not None and x.grad.shape == x.shape for x in tensors)
 
 
 def test_a_short_sequence_is_one_short_chunk():

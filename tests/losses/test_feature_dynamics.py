@@ -1,5 +1,7 @@
 """Feature dynamics: the printed example, tiles against one piece, masks, detached heads."""
 
+import math
+
 import pytest
 import torch
 from softmax_oracle import float64
@@ -26,12 +28,20 @@ def test_printed_example():
     teacher = [float64([[1, 0, 0]]), float64([[2, 0, 0]])]
     student = [float64([[1, 0, 0]]), float64([[1, 1, 0]])]
     trajectory, derivative = dynamics_rows(student, teacher)
-    # The readout is float32.
-    assert trajectory.item() == pytest.approx(0.30292910107876403 / 2, rel=1e-6)
-    assert derivative.item() == pytest.approx(1.42806813722119, rel=1e-6)
+    assert trajectory.item() == pytest.approx(0.30292910107876403 / 2, rel=1e-14)
+    assert derivative.item() == pytest.approx(1.42806813722119, rel=1e-14)
     deltas = [torch.log_softmax(x[1], -1) - torch.log_softmax(x[0], -1) for x in (teacher, student)]
     assert deltas[0][0].tolist() == pytest.approx([0.31189995, -0.68810005, -0.68810005], abs=1e-8)
     assert deltas[1][0].tolist() == pytest.approx([-0.31055009, 0.68944991, -0.31055009], abs=1e-8)
+
+
+def test_a_token_that_the_teacher_bans_adds_nothing():
+    """p = (1/2, 0, 1/2) against a uniform q: KL = log 3/2."""
+    s = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    trajectory, _ = dynamics_rows([s], [float64([[1.0, -torch.inf, 1.0]])])
+    assert trajectory.item() == pytest.approx(math.log(1.5), rel=1e-14)
+    (grad,) = torch.autograd.grad(trajectory.sum(), s)
+    assert grad[0].tolist() == pytest.approx([-1 / 6, 1 / 3, -1 / 6], rel=1e-14)
 
 
 def test_tiles_masks_and_gradients_equal_one_piece():

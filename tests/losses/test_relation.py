@@ -24,10 +24,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def test_the_value_relation_by_hand():
     teacher, student = float64([[[1, 0], [0, 1]]]), float64([[[1, 0], [1, 0]]])
     value = relation_kl(student, teacher, heads=1).item()
-    # The relations are float32.
-    assert value == pytest.approx(0.05879980620958283, rel=1e-6)
+    assert value == pytest.approx(0.05879980620958283, rel=1e-14)
     turn = float64([[0.6, -0.8], [0.8, 0.6]])
-    assert relation_kl(student, teacher @ turn, heads=1).item() == pytest.approx(value, rel=1e-6)
+    assert relation_kl(student, teacher @ turn, heads=1).item() == pytest.approx(value, rel=1e-12)
 
 
 def test_relation_heads_of_unequal_widths():

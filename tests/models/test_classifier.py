@@ -228,6 +228,16 @@ def test_early_exit_at_both_ends():
     assert (nobody.mean_depth, everybody.mean_depth) == (3.0, 2.0)
 
 
+def test_a_text_without_a_label_is_left_out_of_the_loss():
+    model, ids_BL = make_classifier(), _ids(3, 12)
+    wanted = model(ids_BL[:2], labels=torch.tensor([0, 2])).loss
+    found = model(ids_BL, labels=torch.tensor([0, 2, -100])).loss
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)  # float32, in batches of 2 and 3
+    nothing = model(ids_BL, labels=torch.full((3,), -100)).loss
+    nothing.backward()
+    assert nothing.item() == 0.0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
 @pytest.mark.parametrize("reading", READINGS)
 def test_every_parameter_has_a_gradient(reading):
     model = make_classifier(reading=reading, exits=[1], norm="layer").train()

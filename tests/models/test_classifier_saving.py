@@ -5,9 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 from asnn_goose.models import GooseClassifierConfig, GooseConfig, GooseForCausalLM, GooseForSequenceClassification
+from asnn_goose.models.goose import GooseModel
 from tests.conftest import bytes_tokenizer
 from tests.models.test_classifier import LABELS, READINGS, SHAPE, make_classifier
 
@@ -56,6 +64,22 @@ def test_a_language_model_is_the_start_of_a_classifier(make_student, tmp_path):
     model.save_pretrained(tmp_path / "classifier")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
     assert type(again) is GooseForSequenceClassification and again.config.num_labels == 4
+
+
+def test_the_auto_classes_read_a_language_model_as_what_was_asked_for(make_student, tmp_path):
+    student: GooseForCausalLM = make_student(vocab_size=257)
+    student.save_pretrained(tmp_path)
+    kinds = (
+        (AutoModelForCausalLM, GooseForCausalLM),
+        (AutoModelForSequenceClassification, GooseForSequenceClassification),
+        (AutoModel, GooseModel),
+    )
+    for auto, kind in kinds:
+        model = auto.from_pretrained(tmp_path)
+        assert type(model) is kind
+        blocks = model if kind is GooseModel else model.model
+        theirs = blocks.state_dict()
+        assert all(torch.equal(theirs[name], value) for name, value in student.model.state_dict().items())
 
 
 def test_a_plain_configuration_gives_a_classifier_that_reads_both_ways():

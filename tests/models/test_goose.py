@@ -268,6 +268,13 @@ def test_the_loss_of_no_label_is_0_with_a_graph(make_student):
     assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
 
 
+def test_no_window_is_no_logit(make_student):
+    student = make_student(**RICH)
+    output = student(_ids(2, 9)[:0], labels=_ids(2, 9)[:0])
+    output.loss.backward()
+    assert output.logits.shape == (0, 9, student.config.vocab_size) and output.loss.item() == 0.0
+
+
 def test_every_parameter_has_a_gradient(make_student):
     student, input_ids = make_student(**RICH), _ids(2, 24)
     student(input_ids, labels=input_ids).loss.backward()

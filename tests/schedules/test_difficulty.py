@@ -118,7 +118,7 @@ def test_arrays_and_tensors_are_taken():
     loss, rouge = [2.0, 1.0, 3.0], [0.5, 0.25, 0.0]
     expected = rrf_difficulty(loss, rouge)
     assert rrf_difficulty(np.array(loss), np.array(rouge)) == expected
-    assert rrf_difficulty(torch.tensor(loss), torch.tensor(rouge)) == expected
+    assert rrf_difficulty(torch.tensor(loss, requires_grad=True), torch.tensor(rouge).bfloat16()) == expected
     assert rrf_difficulty([], []) == []
 
 

@@ -199,6 +199,17 @@ def test_every_raw_value_has_the_sigmoids_slope(raw: float):
     assert slope(plain, module.raw) == pytest.approx(exact, rel=1e-5, abs=0.0)
 
 
+@pytest.mark.parametrize("raw", [-1e4, -110.0, 90.0, 1e4])
+def test_no_raw_value_is_beyond_the_anchors_reach(raw: float):
+    """The sigmoid's own slope there, e^-90, is no float32; beyond 60 it stays as it is at 60."""
+    module = LearnableTemperature(2.0, 1.0, 5.0)
+    with torch.no_grad():
+        module.raw.fill_(raw)
+    _, plain = module(1.0)
+    assert plain.item() == (5.0 if raw > 0 else 1.0)
+    assert slope(plain, module.raw) == pytest.approx(4.0 * math.exp(-60.0), rel=1e-5, abs=0.0)
+
+
 @pytest.mark.parametrize(("raw", "sign"), [(12.0, 1.0), (-12.0, -1.0)])
 def test_far_outside_the_anchor_still_pulls(raw: float, sign: float):
     """A clamp has no slope there: exp(theta).clamp(1, 10) at 12 has R = 6.4 and gradient 0, and at 9.9 15.642."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
 from asnn_goose.kernels.count.fused import FusedCount, Rounding
 from asnn_goose.kernels.count.reference import count_reference, token_scale
+from asnn_goose.kernels.precision import wide_dtype
 
 __all__ = ["BACKENDS", "count", "count_backend", "token_scale"]
 
@@ -68,7 +69,7 @@ def count(
         raise ValueError("current must have channels, not be one number")
     if current_xC.shape[-1] == 0:
         raise ValueError(f"current must have at least one channel, not shape {tuple(current_xC.shape)}")
-    dtype = torch.float64 if current_xC.dtype == torch.float64 else torch.float32
+    dtype = wide_dtype(current_xC.dtype)
     threshold = torch.as_tensor(threshold, dtype=dtype, device=current_xC.device)
     if threshold.ndim > 1 or threshold.numel() not in (1, current_xC.shape[-1]):
         raise ValueError(

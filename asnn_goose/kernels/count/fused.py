@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from asnn_goose.kernels.once import differentiable_once
 
 
 class Rounding(NamedTuple):
@@ -42,7 +43,7 @@ class FusedCount(torch.autograd.Function):
         return s, scale
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, *grad_outputs):
         x_xC, threshold, scale = ctx.saved_tensors
         grad_s, grad_scale = grad_outputs

@@ -10,6 +10,8 @@ is NaN has a spike of NaN. An infinite one is reset to 0 by a hard reset, but it
 and in the reference its state too, is NaN.
 """
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from asnn_goose.kernels.lif import peers
 from asnn_goose.kernels.lif.fused import Dynamics, FusedLIF
 from asnn_goose.kernels.lif.reference import lif_rate_reference, lif_reference
 from asnn_goose.kernels.lif.surrogate import DEFAULT_WIDTH
+from asnn_goose.kernels.precision import wide_dtype
 
 BACKENDS = (
     Backend("numba", ("cpu",), (*HALF, torch.float32), package="numba"),
@@ -55,9 +58,7 @@ def _checked(
         raise ValueError(f"width must be one number above 0, not {shown}") from None
     if not width > 0:
         raise ValueError(f"width must be above 0, not {width}")
-    if 0 in step_shape:
-        raise ValueError(f"current must not be empty, but one step has shape {tuple(step_shape)}")
-    dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
+    dtype = wide_dtype(current.dtype)
     threshold = torch.as_tensor(threshold, dtype=dtype, device=current.device)
     decay = torch.as_tensor(decay, dtype=dtype, device=current.device)
     fits = (threshold > 0) & threshold.isfinite()
@@ -82,6 +83,8 @@ def _run(op: str, current, threshold, decay, v0, dynamics: Dynamics, backend: st
         backend, current.device, current.dtype, threshold=threshold, decay=decay, v0=v0, **dynamics._asdict()
     )
     log_choice(op, choice)
+    if current.numel() == 0:
+        choice = "reference"
     if choice == "numba":
         from asnn_goose.kernels.lif import native
 
@@ -169,7 +172,7 @@ def lif_rate(
     :func:`lif`; its peers do materialise the time axis. The mean lies on the levels k / steps: 2 steps + 1 of them, or
     steps + 1 for binary.
     """
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, Integral) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, not {steps}")
     if current_xC.ndim < 1:
         raise ValueError("current must have channels, not be one number")

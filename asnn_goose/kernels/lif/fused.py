@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from asnn_goose.kernels.once import differentiable_once
 
 
 class Dynamics(NamedTuple):
@@ -70,7 +71,7 @@ class FusedLIF(torch.autograd.Function):
         return spikes, v
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, *grad_outputs):
         current, threshold, decay, v0 = ctx.saved_tensors
         inputs = _inputs(current, threshold, decay, v0, ctx.dynamics.mean)

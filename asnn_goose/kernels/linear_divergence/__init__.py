@@ -66,11 +66,11 @@ def linear_divergence(
             tail_bucket_kl, at temperatures that tail.py spans.
         targets_N: token ids, for ``ce``.
         weights: name -> factor with which the caller will add the sums up; names among DIVERGENCES. The tiled forms
-            prepare the gradient of exactly this mixture (or a multiple of it) and refuse any other.
+            prepare the gradient of exactly this mixture (or a multiple of it); any other takes a second pass.
         options: name -> what its formula takes beside logits and temperature (beta, skew, reverse, k; see rows.py).
         temperature: T of the divergences (not of ce): a number, or a tensor, scalar or one T for each row [N], that
             receives its gradient.
-        mask: [N] bool, rows that count; None: all.
+        mask: [N], true where a row counts; None: all.
         backend: native (tiled, numba; CPU, a head of float32 or narrower), triton (tiled; CUDA, likewise), both for ce
             and forward_kl; tiled (torch, anything), reference (all logits at once), or auto: the first that can run.
 
@@ -86,6 +86,7 @@ def linear_divergence(
     temperature = temperature if isinstance(temperature, Tensor) else torch.tensor(temperature, dtype=torch.float64)
     temperature = temperature.reshape(()) if temperature.numel() == 1 else temperature
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
+    mask = None if mask is None else mask.bool()
     _check(hidden_ND, weight_VD, targets_N, weights, options, temperature, mask)
     names = tuple(weights)
     if teacher_topk is not None and teacher_hidden_NE is None and teacher_weight_VE is None:
@@ -130,8 +131,8 @@ def _check(hidden_ND, weight_VD, targets_N, weights, options, temperature, mask)
         raise ValueError(
             f"targets must be one token id for each of {N} rows, not {tuple(targets_N.shape)} of {targets_N.dtype}"
         )
-    if mask is not None and (mask.shape != (N,) or mask.dtype != torch.bool):
-        raise ValueError(f"mask must be one bool for each of {N} rows, not {tuple(mask.shape)} of {mask.dtype}")
+    if mask is not None and mask.shape != (N,):
+        raise ValueError(f"mask must have one value for each of {N} rows, not {tuple(mask.shape)}")
     if temperature.shape not in ((), (N,)):
         raise ValueError(f"temperature must be one number, or one for each of {N} rows, not {tuple(temperature.shape)}")
     check_temperature(temperature)

@@ -1,8 +1,9 @@
 """What a tile of logits contributes, in two passes over each row through numba: sums, temperature slope and gradient.
 
 A row of both models' logits stays in the second-level cache between the passes. The first sums the exponentials, the
-second forms the probabilities block by block and from them everything else. Blocks are added up in float64, and means
-under p and q are divided by the sums of the very same rounded probabilities, so that a constant in the logits cancels.
+second forms the probabilities block by block and from them everything else. Blocks are added up in float64. The KL is a
+sum of p g + q - p, into which an error of the partitions enters squared: T^2 multiplies it. For the slope, means under
+p and q are divided by the sums of the very same rounded probabilities, so that a constant in the logits cancels.
 
 Shapes: N rows, V vocabulary.
 """
@@ -24,7 +25,7 @@ LOG2_E = np.float32(1.0 / math.log(2.0))
 # ln 2 in two parts, the first with so few bits that its product with a small whole number is exact.
 LN2_HIGH = np.float32(0.693359375)
 LN2_LOW = np.float32(math.log(2.0) - 0.693359375)
-C2, C3, C4, C5, C6, C7 = (np.float32(1.0 / math.factorial(n)) for n in range(2, 8))
+C2, C3, C4, C5, C6, C7, C8 = (np.float32(1.0 / math.factorial(n)) for n in range(2, 9))
 
 
 @numba.njit(**COMPILE)
@@ -82,11 +83,19 @@ def _centred(x, centre, scale, out):
 
 
 @numba.njit(**COMPILE)
-def _gap(log_p, log_q, p, gap, p_gap):
-    for i in range(gap.size):
-        g = log_p[i] - log_q[i]
-        gap[i] = g
-        p_gap[i] = p[i] * g
+def _gap(log_p, log_q, p, q, offset, p_gap, entropy):
+    """entropy = p g + q - p, g = log p - log q: no term is negative, and its sum is the KL.
+
+    Near 0 by the series of p (g + e^-g - 1), where the terms would cancel.
+    """
+    for i in range(p_gap.size):
+        u = (log_q[i] - log_p[i]) - offset
+        p_gap[i] = -p[i] * u
+        if abs(u) <= HALF:
+            series = C2 + u * (C3 + u * (C4 + u * (C5 + u * (C6 + u * (C7 + u * C8)))))
+            entropy[i] = p[i] * (u * u * series)
+        else:
+            entropy[i] = p_gap[i] + (q[i] - p[i])
 
 
 @numba.njit(**COMPILE)
@@ -124,29 +133,30 @@ def _tile(
                 log_z_s = math.log(_partition(s, s_max, inverse, powers, work[0]))
                 log_z_t = math.log(_partition(t_NV[n], t_max_N[n], inverse, powers, work[0]))
                 shift_s, shift_t = np.float32(log_z_s), np.float32(log_z_t)
-                # Logarithms are taken relative to the uniform distribution, so that little is lost to rounding; what
-                # that changes in log p - log q is the same for every token.
+                # Logarithms are taken relative to the uniform distribution, so that little is lost to rounding; the
+                # centres' own rounding is the same for every token, and is taken back as offset.
                 centre_s = np.float32(s_max + T * (log_z_s - log_V))
                 centre_t = np.float32(t_max_N[n] + T * (log_z_t - log_V))
                 offset = (np.float64(centre_t) - np.float64(t_max_N[n])) / T - log_z_t
                 offset -= (np.float64(centre_s) - np.float64(s_max)) / T - log_z_s
-            sum_p, sum_q, p_gap_sum, p_lp, p_lq, q_lq, p_gap_lp = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+            kl, sum_p, sum_q, p_gap_sum, p_lp, p_lq, q_lq, p_gap_lp = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             for start in range(0, V, BLOCK):
                 stop = min(start + BLOCK, V)
                 size = stop - start
                 x, bits = s[start:stop], powers[:size]
                 if has_kl:
                     p, q, lp, lq = work[0, :size], work[1, :size], work[2, :size], work[3, :size]
-                    gap, p_gap = work[4, :size], work[5, :size]
+                    p_gap, entropy = work[4, :size], work[5, :size]
                     t = t_NV[n, start:stop]
                     _exponentials(t, t_max_N[n], inverse, shift_t, bits, p)
                     _exponentials(x, s_max, inverse, shift_s, bits, q)
                     _centred(t, centre_t, inverse, lp)
                     _centred(x, centre_s, inverse, lq)
-                    _gap(lp, lq, p, gap, p_gap)
-                    p_gap_sum += _total(p_gap)
-                    sum_p += _total(p)
+                    _gap(lp, lq, p, q, np.float32(offset), p_gap, entropy)
+                    kl += _total(entropy)
                     if wants_slope:
+                        p_gap_sum += _total(p_gap)
+                        sum_p += _total(p)
                         sum_q += _total(q)
                         p_lp += _dot(p, lp)
                         p_lq += _dot(p, lq)
@@ -163,11 +173,9 @@ def _tile(
             if has_ce:
                 s[targets_N[n]] -= w_ce
             if has_kl:
-                mean_gap = p_gap_sum / sum_p
-                kl = mean_gap + offset
                 kl_N[n] = T * T * kl
                 if wants_slope:
-                    covariance = p_gap_lp / sum_p - (p_lp / sum_p) * mean_gap
+                    covariance = p_gap_lp / sum_p - (p_lp / sum_p) * (p_gap_sum / sum_p)
                     slope_N[n] = 2.0 * T * kl - T * (covariance - p_lq / sum_p + q_lq / sum_q)
 
 

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from asnn_goose.kernels.linear_divergence.teacher import DenseTeacher, Teacher, divergence_rows
+from asnn_goose.kernels.precision import wide_dtype
 
 
 def sums_reference(hidden_ND, weight_VD, temperature, teacher: Teacher, targets_N, names, options) -> Tensor:
     """Sum over rows of each named divergence, [len(names)]; ``temperature`` is a scalar or [N]."""
     # A tensor with a dimension, other than a scalar, would widen the logits that it divides.
-    wide = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(weight_VD.dtype)
     temperature = temperature.to(wide)[:, None] if temperature.ndim else temperature
     # The head's dtype is the dtype of the products, also under autocast.
     with torch.autocast(hidden_ND.device.type, enabled=False):

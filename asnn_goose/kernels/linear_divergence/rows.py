@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asnn_goose.kernels.linear_divergence.tail import log_tail
+from asnn_goose.kernels.precision import wide_dtype, widened
 
 
 def check_temperature(temperature: Tensor) -> None:
@@ -55,13 +56,9 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         raise ValueError(f"k must be at least 1, not {k}")
 
 
-def _wide(logits_NV: Tensor) -> Tensor:
-    # A sum over 50,000 terms in bfloat16 makes a small divergence negative.
-    return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-
-
 def _log_softmax(logits_NV: Tensor, temperature: Tensor | float) -> Tensor:
-    logits_NV = _wide(logits_NV)
+    # A sum over 50,000 terms in bfloat16 makes a small divergence negative.
+    logits_NV = widened(logits_NV)
     banned_NV = logits_NV == -torch.inf
     # A banned token never meets T: the derivative of -inf / T is infinite, and times 0 it is NaN.
     return F.log_softmax((logits_NV.masked_fill(banned_NV, 0.0) / temperature).masked_fill(banned_NV, -torch.inf), -1)
@@ -107,14 +104,14 @@ def _gap_and_rest(log_a_NV: Tensor, log_b_NV: Tensor) -> tuple[Tensor, Tensor, T
     return a_NV, gap_NV, torch.where(faint_NV, log_b_NV.exp(), a_NV * gap_NV.neg().expm1_())
 
 
-def _relative_entropy(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:
+def relative_entropy(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:
     """KL(a || b) [N] of two distributions; where a = 0 no more than b is added, which the others lack."""
     return _RelativeEntropy.apply(log_a_NV, log_b_NV)
 
 
 def _on_support(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
     """The student's logits with -inf where the teacher's are."""
-    return _wide(student_NV).masked_fill(teacher_NV == -torch.inf, -torch.inf)
+    return widened(student_NV).masked_fill(teacher_NV == -torch.inf, -torch.inf)
 
 
 def _log_mixture(log_a_NV: Tensor, log_b_NV: Tensor, share: float) -> Tensor:
@@ -128,14 +125,14 @@ def _log_mixture(log_a_NV: Tensor, log_b_NV: Tensor, share: float) -> Tensor:
 def forward_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """T^2 KL(p || q) (arXiv 1503.02531); gradient on s: T (q - p). Where p = 0 nothing is added, also if q is 0."""
     log_p_NV, log_q_NV = _log_softmax(teacher_NV, temperature), _log_softmax(student_NV, temperature)
-    return _times_square(_relative_entropy(log_p_NV, log_q_NV), temperature)
+    return _times_square(relative_entropy(log_p_NV, log_q_NV), temperature)
 
 
 def reverse_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """T^2 KL(q || p) (arXiv 2306.08543); gradient on s: T q (log(q/p) - KL)."""
     log_p_NV = _log_softmax(teacher_NV, temperature)
     log_q_NV = _log_softmax(_on_support(student_NV, teacher_NV), temperature)
-    return _times_square(_relative_entropy(log_q_NV, log_p_NV), temperature)
+    return _times_square(relative_entropy(log_q_NV, log_p_NV), temperature)
 
 
 def jensen_shannon_rows(
@@ -147,7 +144,7 @@ def jensen_shannon_rows(
     """
     log_p_NV, log_q_NV = _log_softmax(teacher_NV, temperature), _log_softmax(student_NV, temperature)
     log_m_NV = _log_mixture(log_p_NV, log_q_NV, beta)
-    value_N = beta * _relative_entropy(log_p_NV, log_m_NV) + (1.0 - beta) * _relative_entropy(log_q_NV, log_m_NV)
+    value_N = beta * relative_entropy(log_p_NV, log_m_NV) + (1.0 - beta) * relative_entropy(log_q_NV, log_m_NV)
     return _times_square(value_N, temperature)
 
 
@@ -167,7 +164,7 @@ def skew_kl_rows(
         return reverse_kl_rows(student_NV, teacher_NV, temperature)
     one, other = (log_q_NV, log_p_NV) if reverse else (log_p_NV, log_q_NV)
     mixture_NV = _log_mixture(one, other, skew) if skew else other
-    return _times_square(_relative_entropy(one, mixture_NV), temperature)
+    return _times_square(relative_entropy(one, mixture_NV), temperature)
 
 
 def adaptive_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
@@ -186,7 +183,7 @@ def adaptive_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor
         tail_N = (distance_NV * tail_NV).sum(-1)
         head_N = distance_NV.sum(-1) - tail_N
         total_N = (head_N + tail_N).clamp_min(torch.finfo(p_NV.dtype).tiny)
-    forward_N, reverse_N = _relative_entropy(log_p_NV, log_q_NV), _relative_entropy(log_q_NV, log_p_NV)
+    forward_N, reverse_N = relative_entropy(log_p_NV, log_q_NV), relative_entropy(log_q_NV, log_p_NV)
     return _times_square((head_N * forward_N + tail_N * reverse_N) / total_N, temperature)
 
 
@@ -210,7 +207,7 @@ def _bucket_kl_rows(
     if log_p_tail_N1 is not None:
         log_q_tail_N1 = _log_complement(log_q_NV, kept_NK)
         log_p_NK, log_q_NK = torch.cat([log_p_NK, log_p_tail_N1], -1), torch.cat([log_q_NK, log_q_tail_N1], -1)
-    return _times_square(_relative_entropy(log_p_NK, log_q_NK), temperature)
+    return _times_square(relative_entropy(log_p_NK, log_q_NK), temperature)
 
 
 def _log_complement(log_p_NV: Tensor, kept_NK: Tensor) -> Tensor:
@@ -250,7 +247,7 @@ def stored_bucket_kl_rows(
         log_tail_NJ: the others' log-partition L at tail.NODES, see tail.py.
         temperature: as everywhere here, within tail.py's span.
     """
-    dtype = _wide(student_NV).dtype
+    dtype = wide_dtype(student_NV.dtype)
     banned_NK = log_p_NK == -torch.inf
     # As in _log_softmax: -inf never meets T.
     head_NK = log_p_NK.to(dtype).masked_fill(banned_NK, 0.0) / temperature
@@ -274,7 +271,7 @@ def tcs_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float
 
 def ce_rows(student_NV: Tensor, targets_N: Tensor) -> Tensor:
     """Cross-entropy -log softmax(s)[target] at temperature 1; targets within the vocabulary."""
-    return -F.log_softmax(_wide(student_NV), -1).gather(-1, targets_N[:, None]).squeeze(-1)
+    return -F.log_softmax(widened(student_NV), -1).gather(-1, targets_N[:, None]).squeeze(-1)
 
 
 FORMULAS = {

@@ -3,7 +3,7 @@
 The first reading takes maxima and partitions together, each lane of the block with a maximum of its own; the second
 forms the probabilities, adds everything up and writes the gradient in the student's place. Lanes add up in float32 and
 are joined in float64. Logarithms are taken relative to the uniform distribution, so that little is lost to rounding;
-what that changes in log p - log q is the same for every token.
+the KL is summed as in native.py.
 
 Shapes: N rows, V vocabulary.
 """
@@ -38,6 +38,15 @@ def _join(top, z, highest, inverse):
 @triton.jit
 def _total(lanes):
     return tl.sum(lanes.to(tl.float64), axis=0)
+
+
+@triton.jit
+def _entropy(gap, p, q):
+    """p gap + q - p, near 0 by the series of p (gap + e^-gap - 1), where the terms would cancel."""
+    u = -gap
+    series = 1 / 720 + u * (1 / 5040 + u * (1 / 40320))
+    series = 1 / 2 + u * (1 / 6 + u * (1 / 24 + u * (1 / 120 + u * series)))
+    return tl.where(tl.abs(u) <= 0.5, p * (u * u * series), p * gap + (q - p))
 
 
 @triton.jit
@@ -78,8 +87,21 @@ def _tile_kernel(
         shift_s, shift_t = log_z_s.to(tl.float32), log_z_t.to(tl.float32)
         centre_s = (s_max + T * (log_z_s - log_V)).to(tl.float32)
         centre_t = (t_max + T * (log_z_t - log_V)).to(tl.float32)
+        offset_s = (centre_s.to(tl.float64) - s_max) / T - log_z_s
+        offset_t = (centre_t.to(tl.float64) - t_max) / T - log_z_t
+        offset = (offset_t - offset_s).to(tl.float32)
 
-    picked, sum_p, sum_q, p_gap, p_lp, p_lq, q_lq, p_gap_lp = zero, zero, zero, zero, zero, zero, zero, zero
+    entropy, picked, sum_p, sum_q, p_gap, p_lp, p_lq, q_lq, p_gap_lp = (
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+    )
     for start in range(0, V, BLOCK):
         columns = start + lanes
         inside = columns < V
@@ -95,10 +117,11 @@ def _tile_kernel(
             p = tl.where(inside, tl.exp((y - t_max) * inverse - shift_t), 0.0)
             grad += factor * (q - p)
             lq, lp = (x - centre_s) * inverse, (y - centre_t) * inverse
-            gap = lp - lq
-            sum_p += p
-            p_gap += p * gap
+            gap = lp - lq + offset
+            entropy += _entropy(gap, p, q)
             if SLOPE:
+                p_gap += p * gap
+                sum_p += p
                 sum_q += q
                 p_lp += p * lp
                 p_lq += p * lq
@@ -109,14 +132,11 @@ def _tile_kernel(
     if HAS_CE:
         tl.store(results, log_z_1 - _total(picked))
     if HAS_KL:
-        mass = _total(sum_p)
-        mean_gap = _total(p_gap) / mass
-        offset_s = (centre_s.to(tl.float64) - s_max) / T - log_z_s
-        offset_t = (centre_t.to(tl.float64) - t_max) / T - log_z_t
-        kl = mean_gap + offset_t - offset_s
+        kl = _total(entropy)
         tl.store(results + 1, kl * T * T)
         if SLOPE:
-            covariance = _total(p_gap_lp) / mass - _total(p_lp) / mass * mean_gap
+            mass = _total(sum_p)
+            covariance = _total(p_gap_lp) / mass - _total(p_lp) / mass * (_total(p_gap) / mass)
             slope = 2.0 * kl - covariance + _total(p_lq) / mass - _total(q_lq) / _total(sum_q)
             tl.store(results + 2, slope * T)
 

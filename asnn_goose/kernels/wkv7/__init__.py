@@ -6,11 +6,13 @@ r, log_w, k, v, a, b are [B, L, H, D]; the state is [B, H, D_v, D_k]: rows are v
 """
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
+from asnn_goose.kernels.precision import wide_dtype
 from asnn_goose.kernels.wkv7.reference import wkv7_reference, wkv7_step
 from asnn_goose.kernels.wkv7.torch_chunk import wkv7_chunk
 
@@ -81,13 +83,14 @@ def wkv7(
         backend: reference (token by token), torch_chunk, native (numba; CPU, float32 and narrower), fla
             (flash-linear-attention; CUDA, float32, in whose products it rounds to TF32, and narrower, an optional
             extra) or auto: the reference below 8 tokens; else native on the CPU for float32 and narrower, fla on CUDA
-            for half precision where it is installed and has the form, and torch_chunk for all the rest.
+            for half precision where it is installed and has the form, and torch_chunk for all the rest, in chunks as
+            short as the decay asks for, below 8 tokens the reference.
 
     Raises:
         ValueError: for unequal shapes, no tokens, integer input, a chunk_size that is no whole number of at least 1, an
-            unknown backend or one that cannot run here, or a decay so strong that over one chunk of ``torch_chunk`` its
-            inverse, or what values and gradients make of it, could not be represented (only the value furthest from 0
-            is looked at).
+            unknown backend or one that cannot run here, or, where torch_chunk was asked for by name, a decay so strong
+            that over one chunk its inverse, or what values and gradients make of it, could not be represented (only the
+            value furthest from 0 is looked at).
     """
     if (a is None) != (b is None):
         raise ValueError("a and b are given together or not at all")
@@ -96,7 +99,7 @@ def wkv7(
     if r.ndim != 4 or v.ndim != 4 or any(x.shape != r.shape for x in alike) or v.shape[:3] != r.shape[:3]:
         shapes = [tuple(x.shape) for x in six]
         raise ValueError(f"r, log_w, k, v, a, b must be [B, L, H, D] and of equal shape, not {shapes}")
-    if 0 in v.shape or 0 in r.shape:
+    if 0 in v.shape[1:] or 0 in r.shape[1:]:
         raise ValueError(f"wkv7 takes at least one token, head and channel, not {tuple(r.shape)}")
     for x in six:
         if not x.is_floating_point():
@@ -104,14 +107,16 @@ def wkv7(
     state_shape = (r.shape[0], r.shape[2], v.shape[-1], r.shape[-1])
     if state is not None and state.shape != state_shape:
         raise ValueError(f"state must be [B, H, D_v, D_k] = {state_shape}, not {tuple(state.shape)}")
-    if not isinstance(chunk_size, int) or chunk_size < 1:
+    if not isinstance(chunk_size, Integral) or chunk_size < 1:
         raise ValueError(f"chunk_size must be a whole number of at least 1, not {chunk_size}")
     choice = wkv7_backend(
         backend, r.device, r.dtype,
         tokens=r.shape[1], diagonal=a is None, key_size=r.shape[-1], value_size=v.shape[-1],
     )  # fmt: skip
     log_choice("wkv7", choice)
-    dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
+    if r.shape[0] == 0:
+        choice = "reference"
+    dtype = wide_dtype(r.dtype)
     if choice == "fla":
         from asnn_goose.kernels.wkv7.fla import wkv7_fla
 
@@ -131,8 +136,12 @@ def wkv7(
         largest = log_w.detach().abs().max().item()
         if largest * chunk_size > _LARGEST_LOG[dtype]:
             fits = int(_LARGEST_LOG[dtype] / largest)
-            raise ValueError(
-                f"|log_w| reaches {largest:.3g}, which over chunk_size {chunk_size} may overflow {dtype}: use "
-                f"{f'a chunk_size of at most {fits} or ' if fits else ''}another backend"
-            )
+            if backend != "auto":
+                raise ValueError(
+                    f"|log_w| reaches {largest:.3g}, which over chunk_size {chunk_size} may overflow {dtype}: use "
+                    f"{f'a chunk_size of at most {fits} or ' if fits else ''}another backend"
+                )
+            if fits < _SHORT:
+                return wkv7_reference(r, log_w, k, v, a, b, state)
+            chunk_size = fits
         return wkv7_chunk(r, log_w, k, v, a, b, state, chunk_size)

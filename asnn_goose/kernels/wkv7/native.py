@@ -21,9 +21,9 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from asnn_goose.kernels.compiled import COMPILE, bound_numba_threads
+from asnn_goose.kernels.once import differentiable_once
 
 KEEP = 16
 
@@ -200,7 +200,7 @@ class NativeWKV7(torch.autograd.Function):
         return y, last
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, *grad_outputs):
         r, w, k, v, a, b, kept_PNKV = ctx.saved_tensors
         dy, grad_last = (x.contiguous() for x in grad_outputs)
