@@ -63,11 +63,6 @@ class Scored:
         """In [0, 1]."""
         return float(macro_f1(self.confusion_CC))
 
-    @property
-    def majority_accuracy(self) -> float:
-        """Accuracy of always naming the split's commonest class: what a classifier has to beat."""
-        return float(self.confusion_CC.sum(1).max() / self.texts)
-
     def accuracy_interval(self, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
         """95 % bootstrap interval of the accuracy: texts are drawn with replacement."""
         return self._interval(accuracy, resamples, seed)

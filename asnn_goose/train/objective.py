@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from asnn_goose.config.distillation import DistillationConfig
 from asnn_goose.config.losses import LOGIT_TERMS
 from asnn_goose.kernels.linear_divergence import linear_divergence
+from asnn_goose.kernels.linear_divergence.rows import OPTIONS
 from asnn_goose.losses.dual_head import dual_head_rows
 from asnn_goose.losses.sparse import draw_targets, random_sampling_ce
 from asnn_goose.losses.tiles import TILE, tiled_sum
@@ -19,14 +20,6 @@ from asnn_goose.models.projections import reading, student_projections
 from asnn_goose.schedules import InstanceTemperature, LearnableTemperature, MinimisedTemperature, normalised_states
 from asnn_goose.train.features import FeatureTerms, Inside
 from asnn_goose.train.teacher_targets import Targets
-
-OPTIONS = {
-    "jensen_shannon": ("beta",),
-    "skew_kl": ("skew", "reverse"),
-    "tail_bucket_kl": ("k",),
-    "tcs": ("k",),
-}
-"""What a divergence's formula takes beside logits and temperature."""
 
 
 def _temperature(

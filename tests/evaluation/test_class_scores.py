@@ -40,7 +40,6 @@ def test_a_small_example():
     assert found.texts == 6
     assert found.accuracy == pytest.approx(3 / 6)
     assert found.macro_f1 == pytest.approx((4 / 5 + 2 / 5 + 0) / 3)
-    assert found.majority_accuracy == pytest.approx(3 / 6)
     assert found.confusion_CC.tolist() == [[2, 0, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 

@@ -101,7 +101,7 @@ def _gap_and_rest(log_a_NV: Tensor, log_b_NV: Tensor) -> tuple[Tensor, Tensor, T
         return a_NV, gap_NV, a_NV * gap_NV.neg().expm1_()
     # Selected before the products: 0 * -inf is NaN in the value and in the gradient, and b/a overflows.
     gap_NV = gap_NV.masked_fill_(faint_NV, 0.0)
-    return a_NV, gap_NV, torch.where(faint_NV, log_b_NV.exp(), a_NV * gap_NV.neg().expm1_())
+    return a_NV, gap_NV, torch.where(faint_NV, log_b_NV.exp() - a_NV, a_NV * gap_NV.neg().expm1_())
 
 
 def relative_entropy(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:
