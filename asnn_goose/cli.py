@@ -31,12 +31,11 @@ from asnn_goose.config import (
     load_experiment,
 )
 from asnn_goose.errors import UserError
+from asnn_goose.process import prepare_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
-WAITING_SPINS = "3000"
-"""How often a thread of GNU OpenMP looks whether the others are there, before it sleeps."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,14 +50,14 @@ def main(experiment_name: str, argv: Sequence[str] | None = None) -> int:
     Mistakes of the user end in one sentence on stderr and status 2; ``--debug`` shows the traceback as well.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    _prepare_libraries()
+    prepare_libraries()
 
     def work() -> int:
         load = load_classifier_experiment if is_classifier(experiment_name) else load_experiment
         invocation = load(experiment_name, argv)
         _log_to_stderr(invocation.debug)
         if invocation.dry_run:
-            print(_plan(invocation))
+            print(_plan(invocation), flush=True)
             return 0
         return _run(invocation, argv)
 
@@ -74,7 +73,7 @@ def ladder(argv: Sequence[str] | None = None) -> int:
     What fails or cannot be run is told in a sentence each, keeps nothing else, and makes the status 1.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    _prepare_libraries()
+    prepare_libraries()
     return _in_a_sentence(lambda: _ladder(argv), argv, "stopped; the same command goes on from here")
 
 
@@ -99,42 +98,18 @@ def _in_a_sentence(work: Callable[[], int], argv: Sequence[str], stopped: str) -
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as end:
+        # Of --help, which ends the process by itself.
+        return int(end.code or 0)
+    except BrokenPipeError:
+        # Who read the output has seen enough; nothing more must reach for it at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _folder(kind: str) -> Path:
     """Where runs or reports go."""
     return Path(os.environ.get(f"ASNN_GOOSE_{kind.upper()}") or ROOT / kind).expanduser()
-
-
-def _prepare_libraries() -> None:
-    """Keep libraries from talking over the progress bar, and from wasting time; must precede their import."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    _keep_freed_memory()
-    _wait_briefly()
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks: a step frees and takes gigabytes, and fresh pages cost a third of it."""
-    import ctypes
-
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:  # another C library has no such switch
-        return
-    mmap_threshold, trim_threshold = -3, -1
-    libc.mallopt(mmap_threshold, 2**30)
-    libc.mallopt(trim_threshold, 2**31 - 1)
-
-
-def _wait_briefly() -> None:
-    """Tell OpenMP's threads to sleep soon where they wait for each other (benchmarks/busy_core.py).
-
-    While they spin, as GNU's do for milliseconds, one whose core another program has taken cannot go on, and all wait.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", WAITING_SPINS)
 
 
 class _BesideBars(logging.StreamHandler):
@@ -177,11 +152,12 @@ def _plan(invocation: Invocation[Any]) -> str:
 
 
 def _classifier_plan(experiment: ClassifierExperiment) -> str:
-    train = experiment.train
+    train, task = experiment.train, experiment.task
+    name = task.name if task.path is None else task.path.stem
     lines = [
         f"{experiment.version}: {experiment.question}",
         f"change: {experiment.change}",
-        f"scale {train.scale}: passes over task {experiment.task.name}: {train.length * train.epochs:g}, "
+        f"scale {train.scale}: passes over task {name}: {train.length * train.epochs:g}, "
         f"{train.batch_size} texts a step",
     ]
     if experiment.general is not None:
@@ -312,7 +288,7 @@ def _complain(problems: Mapping[str, str]) -> int:
 
 def _report(argv: Sequence[str]) -> int:
     from asnn_goose.reporting.classifier_table import write_classifier_table
-    from asnn_goose.reporting.rebuild import find_run, rebuild_reports, versions_with_runs, write_report_of
+    from asnn_goose.reporting.rebuild import rebuild_reports, versions_with_runs, write_named_reports
     from asnn_goose.sweep import write_table
 
     _log_to_stderr("--debug" in argv)
@@ -322,19 +298,19 @@ def _report(argv: Sequence[str]) -> int:
     if unknown is not None or ("--all" in argv) == bool(names):
         raise UserError(f"report {shlex.join(argv)}: name runs, or give --all")
     if names:
-        for name in names:
-            print(write_report_of(find_run(name, runs_root, reports_root), reports_root, runs_root))
-        write_classifier_table(reports_root)
+        for path in write_named_reports(names, reports_root, runs_root):
+            print(path)
         return 0
     versions = versions_with_runs(runs_root, reports_root)
     done = rebuild_reports(versions, runs_root, reports_root, lambda runs: tqdm(runs, unit="report", disable=None))
     print(f"reports written: {len(done.reports)}")
+    for folder, lacking in done.incomplete.items():
+        print(f"{folder} has no {' and no '.join(lacking)}, so its report stays as it is")
+    status = _complain({str(folder): reason for folder, reason in done.failures.items()})
     if versions:
         write_table(reports_root)
         write_classifier_table(reports_root)
-    for folder, lacking in done.incomplete.items():
-        print(f"{folder} has no {' and no '.join(lacking)}, so its report stays as it is")
-    return _complain({str(folder): reason for folder, reason in done.failures.items()})
+    return status
 
 
 def command(argv: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 import torch
 
-from asnn_goose.cli import WAITING_SPINS
+from asnn_goose.process import WAITING_SPINS
 from benchmarks.measuring import medians, report
 
 TOKENS, WIDTH, ROUNDS = 512, 576, 50

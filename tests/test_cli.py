@@ -79,6 +79,19 @@ def test_an_unknown_experiment_is_one_sentence(refused):
     assert f"no experiment named 'v11_9'; there is {', '.join(experiment_names())}; did you mean v11_" in sentence
 
 
+def test_help_is_no_mistake(capfd):
+    assert cli.main("v11_1", ["--help"]) == 0
+    assert "--dry-run" in capfd.readouterr().out
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    script = REPOSITORY / "experiments" / "v10.py"
+    process = subprocess.Popen([sys.executable, script, "--dry-run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 1)
+
+
 def test_debug_shows_the_traceback_too(capfd):
     assert cli.main("v11_1", ["--train.lr=-1", "--debug"]) == 2
     err = capfd.readouterr().err

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from asnn_goose.sweep import Places, parse_request, run_ladder, write_table
 from asnn_goose.sweep.fan_out import WORKER_BYTES, Crew, _last_of_trace, fan_out, hire
 from asnn_goose.sweep.ladder import OWED
 from asnn_goose.sweep.members import Member, plan
+from asnn_goose.sweep.stamp import Stamp, read_stamp
 from asnn_goose.sweep.state import CHECKPOINT, asked_fingerprint, missing, newest_step, unfinished
 from asnn_goose.sweep.work import run_member
 from asnn_goose.train import checkpoint
@@ -225,6 +227,26 @@ def test_one_fingerprint_with_two_results_is_told(tiny_run, places, members):
     # Another machine's number format makes another fingerprint, and other numbers are no contradiction then.
     write_run(tiny_run, two, members[0], kl_to_teacher=7.0, fingerprint="0" * 64)
     assert missing(members[:1], places).contradictory == {}
+
+
+def test_one_fingerprint_in_two_versions_with_two_results_is_told(tiny_run, places, members):
+    """The other run need not be one that is asked for: seed 7 is not among v11_1's first."""
+    v10, v11_1 = members[0], members[1]
+    one = write_run(tiny_run, places.runs / "v10" / "one", v10, fingerprint="0" * 64)
+    other = replace(v11_1, experiment=v11_1.experiment.model_copy(update={"seed": 7}))
+    two = write_run(tiny_run, places.runs / "v11_1" / "two", other, fingerprint="0" * 64)
+    assert missing(members, places).contradictory == {}
+    write_run(tiny_run, two, other, fingerprint="0" * 64, kl_to_teacher=7.0)
+    found = missing(members, places).contradictory
+    assert list(found) == ["v10 seed 0"] and str(one) in found["v10 seed 0"] and str(two) in found["v10 seed 0"]
+
+
+def test_records_below_the_runs_are_records(tiny_run, tmp_path, members):
+    nested = Places(tmp_path / "runs", tmp_path / "runs" / "reports")
+    folder = write_run(tiny_run, nested.reports / "v10" / "run-s0", members[0])
+    (folder / "report.md").touch()
+    found = missing(members[:1], nested)
+    assert (found.members, found.unreported) == ([], [])
 
 
 def stop_short(folder: Path, checkpointed: bool) -> Path:
@@ -459,7 +481,7 @@ def recorded(tiny_run, places, members) -> Callable[..., list[Path]]:
     return look
 
 
-@pytest.mark.parametrize("change", ["record", "page", "unstamped", "none"])
+@pytest.mark.parametrize("change", ["record", "page", "figure", "unstamped", "none"])
 def test_a_table_that_cannot_know_all_is_written_again(recorded, places, change):
     table = places.reports / "roadmap.md"
     assert table in recorded()
@@ -471,10 +493,55 @@ def test_a_table_that_cannot_know_all_is_written_again(recorded, places, change)
         metrics.write_text(metrics.read_text().partition("\n")[0] + "\n")
     elif change == "page":
         (places.reports / "index.html").unlink()
+    elif change == "figure":
+        (places.reports / "roadmap" / "validation.png").unlink()
     elif change == "unstamped":
         table.write_text(table.read_text().partition("<!--")[0])
     assert (table in recorded()) == (change != "none")
     assert recorded() == []
+
+
+STAMP = '<!-- made from {"scale": "smoke", "versions": [], "overrides": [], "records": ""} -->'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        STAMP[:20].encode(), (STAMP[:30] + " -->").encode(), b"<!-- made from [1] -->",
+        STAMP.replace("records", "record").encode(), STAMP.replace("[]", "[1]").encode(), b"\xff\n" + STAMP.encode(),
+    ],
+)  # fmt: skip
+def test_a_damaged_stamp_is_none(tmp_path, text):
+    table = tmp_path / "roadmap.md"
+    table.write_text(STAMP)
+    assert read_stamp(table) == Stamp("smoke", (), (), "")
+    table.write_bytes(text)
+    assert read_stamp(table) is None
+
+
+def test_a_stamp_is_read_as_it_was_written(tmp_path):
+    stamp = Stamp("smoke", ("v10_steps_2",), ("--student.name", "a>b"), "0" * 64)
+    (tmp_path / "roadmap.md").write_text(f"# A table\n{stamp.comment()}\n")
+    assert read_stamp(tmp_path / "roadmap.md") == stamp
+
+
+def test_one_table_is_written_at_a_time(recorded, places, caplog):
+    caplog.set_level(logging.INFO)
+    with locked(places.ladder / "roadmap.md"):
+        second = threading.Thread(target=recorded)
+        second.start()
+        until(lambda: "waiting for another process" in caplog.text)
+        assert not (places.reports / "roadmap.md").exists()
+    second.join()
+    assert (places.reports / "roadmap.md").exists()
+
+
+@pytest.mark.parametrize("versions", ["v10", "v10,v11_1"])
+def test_a_place_where_nothing_can_be_written_is_one_sentence(recorded, places, versions):
+    """Whether a run is missing or none is."""
+    places.runs.write_text("not a folder")
+    with pytest.raises(UserError, match=r"\.ladder cannot be written \(Not a directory\)"):
+        recorded(versions=versions)
 
 
 def test_a_scale_that_there_is_not_leaves_the_table(recorded, places):
@@ -512,7 +579,6 @@ def test_reports_that_a_killed_ladder_owed_are_made(recorded, places):
     report = places.reports / "v10" / "run-s0" / "report.md"
     recorded()
     assert report.read_bytes() == b""
-    places.ladder.mkdir(parents=True)
     (places.ladder / OWED).write_text("v10\nv11_1")
     recorded()
     assert report.read_bytes() and not (places.ladder / OWED).exists()

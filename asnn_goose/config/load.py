@@ -261,7 +261,7 @@ def _names(folder: Path) -> list[str]:
 def _mapping(text: str, source: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # of a date that there is not, yaml lets datetime complain
         line, what = "", " ".join(str(error).split())
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
             line, what = f" in line {error.problem_mark.line + 1}", error.problem

@@ -74,7 +74,7 @@ def render(ladder: Ladder, found: Sequence[Effect], figures: dict[str, Path]) ->
         figures,
         "deltas",
         "Test perplexity over the parent's, on a log axis, with 95 % intervals before the correction; left of 1 the "
-        "version is better. Hollow: one pair of seeds.",
+        "version is better. Hollow: no interval over seeds.",
     )
     lines += ["## Likeness, spikes and cost", "", *_measure_table(found), "", how_measured(found), ""]
     if sharing := sharing_sentence(ladder.runs):

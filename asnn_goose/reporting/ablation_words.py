@@ -58,7 +58,10 @@ def how_judged(found: Sequence[Effect]) -> str:
             "says nothing of other seeds. "
         )
     if any(effect.delta is not None and not effect.delta.paired for effect in found):
-        text += "Unpaired: no seed in common, so Welch's interval of the two means. "
+        text += (
+            "Unpaired: fewer than two pairs, or nothing but the seeds is changed; the ratio is that of the two means, "
+            "with Welch's interval where both have two seeds or more. "
+        )
     if any(effect.verdict == "not comparable" for effect in found):
         text += "Not comparable: only runs on other test text or in another arithmetic than the parent's. "
     return text + (
@@ -160,7 +163,7 @@ def _verdict_sentence(changes: Sequence[Effect]) -> str:
         "helps": ("helps", "help"),
         "hurts": ("hurts", "hurt"),
         "no difference shown": ("shows no difference", "show no difference"),
-        "one seed": ("has one seed in common with it", "have one seed in common with it"),
+        "one seed": ("rests on one seed", "rest on one seed each"),
     }.items():
         names = groups[verdict]
         told = f" ({_enumeration(names)})" if names and verdict in ("helps", "hurts") else ""

@@ -148,7 +148,7 @@ def _spikes(run: ClassifierRun, figures: dict[str, str]) -> list[str]:
         ]
         lines += [*table(["over all layers", "share"], rows), ""]
         lines += _figure(figures, "spikes", "By layer, and by the product that takes the spikes.")
-        lines += _figure(figures, "raster", "One test text, read forwards.")
+        lines += _figure(figures, "raster", "The first tokens of a test text, read forwards.")
     if result.energy is not None:
         energy = result.energy
         share = number(energy.student_joules / energy.teacher_joules, 3)

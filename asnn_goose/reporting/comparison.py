@@ -10,7 +10,7 @@ from typing import Any, Literal
 from asnn_goose.config.load import NOT_NUMBERS, AnyExperiment, delta, load_dump
 from asnn_goose.config.schema import SPIKING, Experiment
 from asnn_goose.errors import UserError
-from asnn_goose.reporting.markdown import integer, number, percent
+from asnn_goose.reporting.markdown import branches, integer, number, percent
 from asnn_goose.reporting.record import Result, load_result
 from asnn_goose.reporting.run_folder import RECORDS, read_config
 
@@ -237,9 +237,17 @@ def _caveats(run: FinishedRun, other: FinishedRun, overrides: Iterable[str]) -> 
             f"The run of {name} saw {integer(theirs.tokens_seen)} training tokens, this one "
             f"{integer(mine.tokens_seen)}."
         )
+    differing = changed_settings(other, run)
+    if differing.pop(ARITHMETIC, None):
+        caveats.append(
+            f"The run of {name} multiplied matrices in {other.arithmetic}, this one in {run.arithmetic}, which alone "
+            "moves a perplexity."
+        )
+    if differing:
+        caveats.append(f"Their settings differ in {', '.join(branches(differing))}.")
     # A picked group file stands under its group's name and covers all keys below.
     given = tuple(f"{override}." for override in overrides)
-    mixed = [key for key in changed_settings(other, run) if f"{key}.".startswith(given)]
+    mixed = [key for key in differing if f"{key}.".startswith(given)]
     if mixed:
         caveats.append(f"Given on the command line and different too: {', '.join(f'`{key}`' for key in mixed)}.")
     return caveats

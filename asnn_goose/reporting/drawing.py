@@ -100,7 +100,13 @@ def log_scale(axis: Any) -> None:
     subs = (1.0,) if decades > 4 else (1.0, 2.0, 5.0) if decades > 0.8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
     axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20) if decades > 0.3 else MaxNLocator(6))
     axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+
+
+def _tick(value: float) -> str:
+    if value >= 1e7:
+        return f"$10^{{{np.log10(value):.3g}}}$"
+    return f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"
 
 
 def label_right(axis: Any, labels: Sequence[tuple[float, str, str]], at: float = 1.0, gap: float = 0.15) -> None:

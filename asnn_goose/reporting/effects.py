@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from asnn_goose.reporting.comparison import FinishedRun
+from asnn_goose.reporting.comparison import FinishedRun, changed_settings
 from asnn_goose.reporting.ladder import Ladder, Rung
 from asnn_goose.reporting.seeds import Delta, SeedGroup, by_seed, mean_perplexity, paired, unpaired
 from asnn_goose.reporting.statistics import holm
@@ -78,8 +78,8 @@ class Effect:
 def effects(ladder: Ladder) -> list[Effect]:
     """One for each version, in the ladder's order.
 
-    Runs that share a seed read the same data in the same order and, where they share the arithmetic too, are paired; a
-    version that has no seed in common with its parent is compared by Welch's test.
+    Runs that share a seed read the same data in the same order and, where they share the arithmetic too, are paired. A
+    version with fewer than two pairs is compared by Welch's test, where that has an interval.
     """
     groups = {rung.version: rung.runs for rung in ladder.rungs}
     deltas = [_delta(rung.runs, groups.get(rung.parent or "", ())) for rung in ladder.rungs]
@@ -134,7 +134,14 @@ def _energy_ratio(run: FinishedRun) -> float | None:
 def _delta(runs: SeedGroup, parent_runs: SeedGroup) -> Delta | None:
     if not runs or not parent_runs:
         return None
-    return paired(runs, parent_runs) or unpaired(runs, parent_runs)
+    means = unpaired(runs, parent_runs)
+    # Of equal settings a pair is one computation done twice, which tells nothing of noise.
+    if not changed_settings(parent_runs[0], runs[0], arithmetic=False):
+        return means
+    pairs = paired(runs, parent_runs)
+    if pairs is None or (pairs.n == 1 and means is not None and means.low is not None):
+        return means
+    return pairs
 
 
 def _verdict(rung: Rung, parent_runs: SeedGroup, delta: Delta | None, p_holm: float | None) -> Verdict:

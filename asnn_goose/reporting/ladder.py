@@ -18,8 +18,9 @@ from asnn_goose.reporting.comparison import (
     outcome,
 )
 from asnn_goose.reporting.drawing import Curve
+from asnn_goose.reporting.markdown import branches
 from asnn_goose.reporting.metrics import Metrics, read_metrics, series
-from asnn_goose.reporting.seeds import SeedGroup, branches, pair_key, seed_groups
+from asnn_goose.reporting.seeds import SeedGroup, pair_key, seed_groups
 
 CONTROLS = ("ce_only", "dense_twin", "quantised_twin", "aa")
 """Versions that check the others: no teacher, no spikes, the same levels without a membrane, and only other seeds."""
@@ -37,7 +38,7 @@ class Rung:
     runs: SeedGroup
     """Runs of the version's own configuration, one of each seed and arithmetic; () where there is none."""
     left_out: tuple[str, ...]
-    """Why others do not count, a sentence each."""
+    """Why others do not count, and what those that do have of former settings, a sentence each."""
 
     @property
     def is_control(self) -> bool:
@@ -55,7 +56,7 @@ class Ladder:
     metrics: Mapping[Path, Metrics]
     """Folder of a run -> its metrics, where they are kept."""
     left_out: tuple[str, ...]
-    """Versions and runs that do not count, a sentence each."""
+    """Versions and runs that do not count, and versions whose runs have former settings, a sentence each."""
 
     @property
     def runs(self) -> tuple[FinishedRun, ...]:
@@ -87,7 +88,7 @@ def read_ladder(
         asked: version -> its configuration, which tells its parent and change. A run counts where it differs from the
             base's runs in nothing but keys in which these two versions do. Of several settings those asked for count;
             else those run with most seeds; else those that differ in fewest settings from the parent's; else the
-            newest.
+            newest. Where others than those asked for count, a sentence names the settings.
     """
     asked = asked or {}
     ordered = sorted(dict.fromkeys(versions), key=lambda version: version not in CONTROLS)
@@ -115,6 +116,7 @@ def read_ladder(
     own = _own_groups(usable, parents, asked)
     for version, group in own.items():
         left_out[version] += _why_not([run for run in usable[version] if run not in group], group)
+        left_out[version] += _outdated(version, own, parents, asked)
     rungs = tuple(
         Rung(
             version,
@@ -244,6 +246,22 @@ def _rank(group: SeedGroup, above: SeedGroup, asked: Experiment | None) -> tuple
     other = asked is not None and bool(changed_experiment(asked, group[0].experiment).keys() - {ARITHMETIC})
     differing = changed_settings(above[0], group[0], arithmetic=False) if above else ()
     return other, -len({run.result.seed for run in group}), len(differing)
+
+
+def _outdated(
+    version: str, own: Mapping[str, SeedGroup], parents: Mapping[str, str | None], asked: Mapping[str, Experiment]
+) -> list[str]:
+    """A sentence where runs that count differ from what is asked for in more than the parent's do."""
+    parent = parents.get(version) or ""
+    former = {
+        name: changed_experiment(asked[name], own[name][0].experiment)
+        for name in (version, parent)
+        if name in asked and own.get(name)
+    }
+    above = former.get(parent, {})
+    keys = [key for key, pair in former.get(version, {}).items() if key != ARITHMETIC and above.get(key) != pair]
+    told = f"The runs of {version} that count have other settings than it has now: {', '.join(branches(keys))}."
+    return [told] if keys else []
 
 
 def _why_not(runs: Iterable[FinishedRun], group: SeedGroup) -> list[str]:

@@ -2,17 +2,17 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _PREFIXES = {-15: "f", -12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
 
 
 def number(value: float, digits: int = 4) -> str:
-    """`value` with `digits` significant digits, in full from 1e-4 up, thousands separated by commas."""
+    """`value` with `digits` significant digits, in full from 1e-4 to below 1e9, thousands separated by commas."""
     if value == 0:
         return "0"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
-    if decimals > digits + 3:
+    if decimals > digits + 3 or abs(value) >= 1e9:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(decimals, 0)}f}"
 
@@ -47,6 +47,14 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     hours, minutes = whole // 3600, whole % 3600 // 60
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole % 60:02d} s"
+
+
+def branches(keys: Iterable[str]) -> list[str]:
+    """Dotted keys as code; several of one branch, such as distillation.curriculum, as that branch and a star."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        found.setdefault(".".join(key.split(".")[:2]), []).append(key)
+    return [f"`{below[0]}`" if len(below) == 1 else f"`{branch}.*`" for branch, below in found.items()]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

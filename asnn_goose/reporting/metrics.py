@@ -38,7 +38,7 @@ def read_metrics(path: Path) -> Metrics:
     """Lines in the order written. A torn last line, which a killed process leaves behind, is dropped.
 
     Raises:
-        UserError: the file is missing, or a line before the last is not an object with ``step``.
+        UserError: the file is missing, or a line before the last is not an object of numbers with ``step``.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -50,8 +50,11 @@ def read_metrics(path: Path) -> Metrics:
             continue
         try:
             record = json.loads(line)
-            metrics.append({**record, "step": int(record["step"])})
-        except (ValueError, KeyError, TypeError) as error:
+            step = int(np.int64(int(record["step"])))
+            # What no array can be made of would stop whoever asks for its series.
+            np.array([value for name, value in record.items() if name != "non_finite"], dtype=np.float64)
+            metrics.append({**record, "step": step})
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number} is not a metrics record ({error}); delete that line.") from None

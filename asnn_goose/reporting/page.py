@@ -90,7 +90,7 @@ def _sections(ladder: Ladder, found: Sequence[Effect]) -> Iterator[_Section]:
     if (plot := version_tree(found)) is not None:
         note = (
             "Each version below its parent, with its ratio to it: blue helps, red hurts, grey shows nothing or cannot "
-            "be judged. Versions that no run tells anything of are left out."
+            "be judged. Hollow: no run counts."
         )
         yield _Section("What changes what", note, plot)
     if (plot := curves(ladder)) is not None:

@@ -1,5 +1,6 @@
 """The page's figures: the versions as a tree, curves to lay over one another, perplexity against energy."""
 
+import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,8 @@ _LABEL_LINES = 26
 """Lines of 13 px words that the height of a figure holds between its points' extremes."""
 _NAME = f'style="vertical-align: top; padding-right: 8px; color: {GREY}"'
 _STYLES = [[colour, dash] for dash in ("solid", "dashed", "dotted") for colour in CYCLE]
+_HEIGHT, _LEGEND_LINE, _LEGEND_EDGES = 460, 23, 60
+"""Pixels of a figure, of a name in its legend, and of what lies above and below the names."""
 _CHOOSE = """
 const places = choice.value.map((name) => every.data.run.indexOf(name))
 const data = {}
@@ -40,6 +43,8 @@ for (const name of Object.keys(every.data))
 data.colour = places.map((_, i) => styles[i % styles.length][0])
 data.dash = places.map((_, i) => styles[i % styles.length][1])
 shown.data = data
+// A legend longer than its figure would run over what follows.
+plot.height = Math.max(height, edges + line * places.length)
 """
 
 
@@ -122,10 +127,13 @@ def curves(ladder: Ladder) -> LayoutDOM | None:
     data: dict[str, Any] = {name: [values[place] for place in first] for name, values in every.items()}
     data |= {"colour": [_STYLES[i][0] for i in range(len(first))], "dash": [_STYLES[i][1] for i in range(len(first))]}
     shown = ColumnDataSource(data)
-    choice = MultiChoice(title="runs", options=list(every["run"]), value=data["run"], sizing_mode=WIDE)
-    arguments = dict(every=ColumnDataSource(every), shown=shown, choice=choice, styles=_STYLES)
-    choice.js_on_change("value", CustomJS(args=arguments, code=_CHOOSE))
+    # The widget takes what it shows of a choice for HTML.
+    options: list[str | tuple[str, str]] = [(name, html.escape(name)) for name in every["run"]]
+    choice = MultiChoice(title="runs", options=options, value=data["run"], sizing_mode=WIDE)
     plot = _plot("training tokens", "validation perplexity", x_axis_type="log")
+    arguments = dict(every=ColumnDataSource(every), shown=shown, choice=choice, styles=_STYLES)
+    arguments |= dict(plot=plot, height=_HEIGHT, line=_LEGEND_LINE, edges=_LEGEND_EDGES)
+    choice.js_on_change("value", CustomJS(args=arguments, code=_CHOOSE))
     plot.xaxis.formatter = NumeralTickFormatter(format="0.[0]a")
     lines = plot.multi_line(
         xs="tokens", ys="perplexity", source=shown, color="colour", line_dash="dash", line_width=2, legend_field="run"
@@ -200,7 +208,7 @@ def _below(parent: str | None, effects: Mapping[str, Effect], depth: int = 0) ->
 
 def _plot(x_label: str, y_label: str, **options: Any) -> Any:
     plot = figure(
-        height=460, sizing_mode=WIDE, y_axis_type="log", tools="pan,box_zoom,wheel_zoom,reset,save", **options
+        height=_HEIGHT, sizing_mode=WIDE, y_axis_type="log", tools="pan,box_zoom,wheel_zoom,reset,save", **options
     )
     plot.toolbar.logo = None
     plot.xaxis.axis_label, plot.yaxis.axis_label = x_label, y_label

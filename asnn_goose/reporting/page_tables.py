@@ -166,6 +166,7 @@ _COLUMNS = (
     _Column("kl", "KL (nats)", 74, _measure(lambda summary: summary.kl, number)),
     _Column("top1", "same first choice", 112, _measure(lambda summary: summary.top1, percent)),
     _Column("spike_rate", "spike rate", 78, _measure(lambda summary: summary.spike_rate, percent)),
+    _Column("spike_operands", "spike operands", 102, _measure(lambda summary: summary.spike_operands, percent)),
     _Column("zero_operands", "zero operands", 98, _measure(lambda summary: summary.zero_operands, percent)),
     _Column("energy", "energy, × teacher", 116, _measure(lambda summary: summary.energy_ratio, _three)),
     _Column("speed", "tokens/s", 70, _measure(lambda summary: summary.tokens_per_second, _three)),

@@ -211,12 +211,15 @@ def plot_raster(tokens: Sequence[str], spikes: np.ndarray, path: Path, channels:
 
 
 def _colour_range(title: str, grid: np.ndarray) -> dict[str, float]:
-    """Shares start at 0, and those of channels reach 20 % at least, so that next to none looks like none."""
+    """Shares start at 0, and those of channels reach 20 % at least, so that next to none looks like none.
+
+    Thresholds are above 0, and so is what their colours stand for.
+    """
     low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
     if "%" in title:
         return {"vmin": 0.0, "vmax": max(high, 20.0 if "channels" in title else 1.0)}
     span = (high - low) or 1.0
-    return {"vmin": low - 0.5 * span, "vmax": high + 0.8 * span}
+    return {"vmin": max(0.0, low - 0.5 * span), "vmax": high + 0.8 * span}
 
 
 def _write_cells(axis: Any, image: Any, grid: np.ndarray, shown: Callable[[float], str]) -> None:

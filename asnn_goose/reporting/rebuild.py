@@ -1,12 +1,13 @@
 """Every report again, from the records beside it or, where these are not whole, from the run."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.classifier_report import write_classifier_report
 from asnn_goose.reporting.classifier_runs import is_classifier_run
+from asnn_goose.reporting.classifier_table import write_classifier_table
 from asnn_goose.reporting.comparison import run_folders
 from asnn_goose.reporting.report import write_report
 from asnn_goose.reporting.run_folder import RECORDS
@@ -58,6 +59,23 @@ def write_report_of(folder: Path, reports_root: Path, runs_root: Path) -> Path:
     if is_classifier_run(folder):
         return write_classifier_report(folder, reports_root)
     return write_report(folder, reports_root, runs_root)
+
+
+def write_named_reports(names: Iterable[str], reports_root: Path, runs_root: Path) -> Iterator[Path]:
+    """Write the reports of runs that :func:`find_run` finds, and the classifiers' table; yields each report's path.
+
+    Raises:
+        UserError: some could not be written, told when all others are.
+    """
+    failures = []
+    for name in names:
+        try:
+            yield write_report_of(find_run(name, runs_root, reports_root), reports_root, runs_root)
+        except UserError as error:
+            failures.append(str(error))
+    write_classifier_table(reports_root)
+    if failures:
+        raise UserError("\nerror: ".join(failures))
 
 
 def rebuild_reports(

@@ -5,11 +5,14 @@ A quantity that was not measured is None, and its row is absent from every repor
 """
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from asnn_goose.reporting.information_record import InformationResult
 from asnn_goose.reporting.record_base import Record, RunRecord, read_result
+
+Perplexity = Annotated[float, Field(gt=0)]
 
 
 class TeacherResult(Record):
@@ -17,9 +20,9 @@ class TeacherResult(Record):
 
     name: str
     """Asset, folder or model id."""
-    test_ppl: float
+    test_ppl: Perplexity
     """Test perplexity."""
-    val_ppl: float | None = None
+    val_ppl: Perplexity | None = None
     """Validation perplexity."""
     bits_per_byte: float | None = None
     """Test cross-entropy in bits per UTF-8 byte of the text."""
@@ -30,9 +33,9 @@ class TeacherResult(Record):
 class StudentResult(Record):
     """The student at the end of the run."""
 
-    test_ppl: float
+    test_ppl: Perplexity
     """Test perplexity."""
-    val_ppl: float
+    val_ppl: Perplexity
     """Validation perplexity."""
     bits_per_byte: float
     """Test cross-entropy in bits per UTF-8 byte of the text."""
@@ -42,20 +45,20 @@ class StudentResult(Record):
     """Number of blocks."""
     trained_parameters: int | None = None
     """Number of parameters that the optimiser moved."""
-    test_ppl_low: float | None = None
+    test_ppl_low: Perplexity | None = None
     """Lower end of the 95 % interval of the test perplexity: bootstrap over the test windows."""
-    test_ppl_high: float | None = None
+    test_ppl_high: Perplexity | None = None
     """Upper end of the same interval."""
 
 
 class Baselines(Record):
     """Counting models on the same test tokens, as test perplexities."""
 
-    unigram_ppl: float
+    unigram_ppl: Perplexity
     """Unigram, fitted on all training text."""
-    bigram_ppl: float
+    bigram_ppl: Perplexity
     """Interpolated bigram, fitted on exactly the tokens that the student saw."""
-    bigram_full_ppl: float
+    bigram_full_ppl: Perplexity
     """Interpolated bigram, fitted on all training text."""
 
 
@@ -203,7 +206,7 @@ class Result(RunRecord):
     """Largest resident memory of the process, on a GPU its largest allocation, in bytes."""
     teacher: TeacherResult
     student: StudentResult
-    ratio_to_teacher: float
+    ratio_to_teacher: float = Field(gt=0)
     """student.test_ppl / teacher.test_ppl."""
     kl_to_teacher: float
     """KL(teacher || student) on test text, in nats per token, at temperature 1."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from asnn_goose.errors import UserError
 
@@ -33,7 +33,7 @@ class RunRecord(Record):
     """Name of the train group."""
     started: AwareDatetime
     """Begin of the run."""
-    steps: int
+    steps: int = Field(gt=0)
     """Optimiser steps."""
     precision: str | None = None
     """Of the matrix products in training: bfloat16 or float32; None in records from before it was kept."""

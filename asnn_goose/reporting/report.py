@@ -201,6 +201,7 @@ def _draw_temperature(run: FinishedRun, metrics: Metrics, parent: FinishedRun | 
     temperature = _curve(run, metrics, "temperature", "temperature T")
     if config.mode == "fixed" or temperature is None:
         return None
+    strength = None if config.mode == "minimised" else _curve(run, metrics, "temperature_lambda", "lambda")
     return plot_temperature(
         temperature,
         path,
@@ -208,15 +209,17 @@ def _draw_temperature(run: FinishedRun, metrics: Metrics, parent: FinishedRun | 
         high=config.high,
         anchor=_anchor(run.experiment.distillation),
         spread=_curve(run, metrics, "temperature_spread", "spread of T"),
-        strength=_curve(run, metrics, "temperature_lambda", "lambda"),
+        strength=strength,
         gradient=_curve(run, metrics, "temperature_gradient", "G = dL/dT"),
         before=_parents_curve(parent, "temperature"),
     )
 
 
 def _anchor(config: DistillationConfig) -> float | None:
-    """Temperature that the learned one is pulled to, None where it is another one later on."""
+    """Temperature that the learned one is pulled to, None where nothing pulls, or where it is another one later on."""
     temperature, curriculum = config.temperature, config.curriculum
+    if temperature.anchor_weight == 0.0:
+        return None
     moving = temperature.ramp is not None or (curriculum is not None and curriculum.temperatures is not None)
     return temperature.anchor or (None if moving else temperature.init)
 

@@ -37,12 +37,9 @@ def curves(material: Material) -> list[str]:
         end = "" if final is None else f" It ended at {number(final, 3)}."
         each = {"global": "", "sequence": "window", "token": "token"}[temperature.scope]
         shared = f" of each {each}, mean and standard deviation over the tokens of a step," if each else ""
-        lines += _figure(
-            material,
-            "temperature",
-            f"Learned temperature{shared} between its bounds, the strength lambda of its adversary, and G = dL_KD/dT."
-            f"{end}",
-        )
+        adversary = "" if temperature.mode == "minimised" else " the strength lambda of its adversary,"
+        words = f"Learned temperature{shared} between its bounds,{adversary} and G = dL_KD/dT.{end}"
+        lines += _figure(material, "temperature", words)
     lines += _figure(
         material,
         "stages",
@@ -78,8 +75,8 @@ def spikes(material: Material) -> list[str]:
     lines += _figure(material, "spikes", "By layer, and by the product that takes the spikes.")
     if material.run.result.raster is not None:
         place = material.run.result.raster
-        caption = f"One sentence: the spikes in front of the {_words(place.site)} product of layer {place.layer}."
-        lines += _figure(material, "raster", caption)
+        where = f"the {_words(place.site)} product of layer {place.layer}"
+        lines += _figure(material, "raster", f"The first tokens of a prompt: the spikes in front of {where}.")
     return lines
 
 

@@ -10,7 +10,7 @@ with partners of their own arithmetic alone, and a seed that has both counts onc
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -142,7 +142,7 @@ def paired(version_runs: Iterable[FinishedRun], other_runs: Iterable[FinishedRun
 
 
 def unpaired(version_runs: Iterable[FinishedRun], other_runs: Iterable[FinishedRun]) -> Delta | None:
-    """Compare the means of two versions that have no seed in common (:func:`~asnn_goose.reporting.statistics.welch`).
+    """Compare the means of two versions, whatever their seeds (:func:`~asnn_goose.reporting.statistics.welch`).
 
     Runs in an arithmetic that the other version was not run in do not count. None where that leaves none, and where the
     two were evaluated on different text. Arguments and errors are those of :func:`paired`.
@@ -212,14 +212,6 @@ def interval_words(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
     return f"{number(low)} to {number(high)}" if math.isfinite(high) else f"{number(low)} and above"
-
-
-def branches(keys: Collection[str]) -> list[str]:
-    """Dotted keys as code; several of one branch, such as distillation.curriculum, as that branch and a star."""
-    found: dict[str, list[str]] = {}
-    for key in keys:
-        found.setdefault(".".join(key.split(".")[:2]), []).append(key)
-    return [f"`{below[0]}`" if len(below) == 1 else f"`{branch}.*`" for branch, below in found.items()]
 
 
 def _age(run: FinishedRun) -> tuple[Any, str]:

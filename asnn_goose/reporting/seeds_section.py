@@ -5,10 +5,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from asnn_goose.reporting.comparison import FinishedRun, changed_settings
-from asnn_goose.reporting.markdown import integer, number, table
+from asnn_goose.reporting.markdown import branches, integer, number, table
 from asnn_goose.reporting.seeds import (
     SeedGroup,
-    branches,
     compare,
     interval_words,
     mean_perplexity,

@@ -1,16 +1,18 @@
 """A ladder from its request to its table."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from asnn_goose.cache import locked
 from asnn_goose.config import Experiment
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.rebuild import rebuild_reports
-from asnn_goose.reporting.run_folder import write_text
+from asnn_goose.reporting.run_folder import write_errors, write_text
 from asnn_goose.sweep.fan_out import fan_out, hire
 from asnn_goose.sweep.members import SCALE, SEEDS, Member, plan
 from asnn_goose.sweep.request import Request
@@ -86,7 +88,9 @@ def run_ladder(request: Request, argv: Sequence[str], places: Places, session: S
     written = []
     # Where no version can be run at all, as at a scale that there is not, the table that is there stays.
     if versions and (stale or _is_stale(places.reports, request.scale, versions, request.overrides)):
-        written = write_table(places.reports, request.scale, versions, request.overrides)
+        # Two ladders that write at once could leave the page of the one beside the table of the other.
+        with locked(places.ladder / "roadmap.md"):
+            written = write_table(places.reports, request.scale, versions, request.overrides)
     return Outcome(len(found.members), ran, problems, written)
 
 
@@ -96,7 +100,8 @@ def write_table(
     """Write roadmap.md, its figures and index.html of SEEDS and more versions; returns their paths.
 
     Args:
-        scale: None: scale, versions and overrides of the table that is there; SCALE where there is none.
+        scale: None: scale, versions and overrides of the table that is there; SCALE where there is none, or where these
+            are no longer known.
         overrides: flags that every version was run with.
 
     Raises:
@@ -104,12 +109,17 @@ def write_table(
     """
     from asnn_goose.reporting.ablation import write_roadmap
 
-    told = read_stamp(reports / "roadmap.md")
-    if scale is None and told is not None:
+    told = read_stamp(reports / "roadmap.md") if scale is None else None
+    if told is not None:
         scale, versions, overrides = told.scale, told.versions, told.overrides
-    scale = scale or SCALE
-    asked, stamp = _made_from(reports, scale, versions, overrides)
-    return write_roadmap(reports, scale, [*SEEDS, *stamp.versions], asked, stamp.comment())
+    try:
+        asked, stamp = _made_from(reports, scale or SCALE, versions, overrides)
+    except UserError as error:
+        if told is None:
+            raise
+        _log.warning("%s; the table is made at scale %s instead", error, SCALE)
+        asked, stamp = _made_from(reports, SCALE, versions, ())
+    return write_roadmap(reports, stamp.scale, [*SEEDS, *stamp.versions], asked, stamp.comment())
 
 
 def _made_from(
@@ -125,11 +135,14 @@ def _made_from(
 
 
 def _is_stale(reports: Path, scale: str, versions: Sequence[str], overrides: Sequence[str]) -> bool:
-    """Whether there are records, and the table was made from others or for another request, or has no page."""
+    """Whether there are records, and the table was made from others or for another request, or lacks page or figure."""
     if not any(reports.glob("*/*/result.json")):
         return False
-    stamp = _made_from(reports, scale, versions, overrides)[1]
-    return read_stamp(reports / "roadmap.md") != stamp or not (reports / "index.html").exists()
+    table = reports / "roadmap.md"
+    if read_stamp(table) != _made_from(reports, scale, versions, overrides)[1]:
+        return True
+    embedded = re.findall(r"^!\[\w+\]\((.+)\)$", table.read_text(encoding="utf-8"), re.MULTILINE)
+    return not all((reports / name).exists() for name in ("index.html", *embedded))
 
 
 def _owed(places: Places) -> list[str]:
@@ -140,8 +153,9 @@ def _owed(places: Places) -> list[str]:
 
 def _owe(places: Places, versions: Sequence[str]) -> None:
     path = places.ladder / OWED
-    if versions:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, "\n".join(versions))
-    else:
-        path.unlink(missing_ok=True)
+    with write_errors(path.parent):
+        if versions:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, "\n".join(versions))
+        else:
+            path.unlink(missing_ok=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from asnn_goose.config import Experiment, dump
 from asnn_goose.reporting.run_folder import RECORDS
 
@@ -43,11 +45,13 @@ def records_digest(reports: Path, asked: Mapping[str, Experiment], versions: Seq
 
 
 def read_stamp(table: Path) -> Stamp | None:
-    """The stamp of a table; None where there is no table, or none that says what it was made from."""
-    if not table.exists():
+    """The stamp of a table; None where there is no table, none that says what it was made from, or a damaged one."""
+    if not table.is_file():
         return None
-    last = table.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
-    if not (last.startswith(_OPENING) and last.endswith(_CLOSING)):
+    try:
+        last = table.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
+        if not (last.startswith(_OPENING) and last.endswith(_CLOSING)):
+            return None
+        return TypeAdapter(Stamp).validate_json(last.removeprefix(_OPENING).removesuffix(_CLOSING))
+    except (UnicodeDecodeError, ValidationError):
         return None
-    told = json.loads(last.removeprefix(_OPENING).removesuffix(_CLOSING))
-    return Stamp(told["scale"], tuple(told["versions"]), tuple(told["overrides"]), told["records"])

@@ -66,13 +66,18 @@ class Missing(NamedTuple):
 
 def missing(members: Sequence[Member], places: Places) -> Missing:
     """Sort out which members are finished."""
-    known = {version: finished(version, places) for version in {member.version for member in members}}
+    versions = dict.fromkeys(member.version for member in members)
+    known = {version: finished(version, places) for version in versions}
+    # Two versions may come to the same computation, as v10 and aa with a seed in common do.
+    alike: dict[str, list[FinishedRun]] = {}
+    for run in (run for groups in known.values() for runs in groups.values() for run in runs):
+        alike.setdefault(run.result.fingerprint, []).append(run)
     found = Missing([], {}, [])
     for member in members:
         runs = known[member.version].get(asked_fingerprint(member.experiment), [])
         if not runs:
             found.members.append(member)
-        elif reason := _contradiction(runs):
+        elif reason := _contradiction([other for run in runs for other in alike[run.result.fingerprint]]):
             found.contradictory[member.name] = reason
         if member.version not in found.unreported and any(_is_unreported(run, places) for run in runs):
             found.unreported.append(member.version)
@@ -81,7 +86,7 @@ def missing(members: Sequence[Member], places: Places) -> Missing:
 
 def _is_unreported(run: FinishedRun, places: Places) -> bool:
     """Whether a run has no whole record, or the record no report: a worker died while it drew."""
-    if run.folder.is_relative_to(places.runs):
+    if run.folder.parents[1] != places.reports:
         return True
     return not (run.folder / "report.md").exists() and all((run.folder / name).exists() for name in RECORDS)
 

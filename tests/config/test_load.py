@@ -196,6 +196,7 @@ V = "configs/experiment/v.yaml"
         ("{parent: base, question: q, change: null}", f"change = None ({V}): must be text"),
         ("{parent: null, question: q}", f"change is missing ({V})"),
         ("parent: [", f"{V}: not valid YAML in line 1: .*"),
+        ("change: 2020-13-45", f"{V}: not valid YAML: month must be in 1..12"),
         ("just words", f"{V}: must be a mapping of keys to values"),
     ],
 )

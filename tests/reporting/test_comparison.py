@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -104,9 +105,20 @@ def test_a_picked_group_counts_as_an_override_of_its_keys(pair):
     assert "command line" not in comparison_sentences(run, parent, ["stud", "train.lr_end", "data"])
 
 
-def test_a_matching_parent_has_no_caveat(pair):
+def test_a_matching_parent_differs_in_the_change_alone(pair):
     run, parent = pair((90, 85, 95), (100, 96, 105))
-    assert comparison_sentences(run, parent, {"train.lr": 2e-3}).endswith("the spread between seeds.")
+    ending = "the spread between seeds. Their settings differ in `distillation.temperature.mode`."
+    assert comparison_sentences(run, parent, {"train.lr": 2e-3}).endswith(ending)
+
+
+def test_settings_of_former_days_and_another_arithmetic_are_said(pair):
+    """No flag tells of a default that was another one when the parent ran, nor of what a machine computes in."""
+    neurons = {"student.neuron.steps": 2, "student.neuron.threshold": 1.0, "train.precision": "bfloat16"}
+    run, parent = pair((90, 85, 95), (100, 96, 105), neurons, {"precision": "bfloat16"})
+    run = replace(run, result=run.result.model_copy(update={"precision": "float32"}))
+    text = comparison_sentences(run, parent)
+    assert "The run of base multiplied matrices in bfloat16, this one in float32, which alone moves a" in text
+    assert "Their settings differ in `student.neuron.*`, `distillation.temperature.mode`." in text
 
 
 def test_changed_settings_are_those_that_change_numbers(pair):

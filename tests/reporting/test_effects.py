@@ -11,6 +11,9 @@ from asnn_goose.reporting.ablation import write_roadmap
 from asnn_goose.reporting.effects import Effect, effects
 from asnn_goose.reporting.ladder import read_ladder
 
+CHANGE = {"distillation.losses.ce.weight": 0.5}
+"""Settings of a version that changes something."""
+
 
 def found(root: Path, *versions: str) -> dict[str, Effect]:
     return {effect.rung.version: effect for effect in effects(read_ladder(root, "cpu", versions))}
@@ -27,7 +30,7 @@ PERPLEXITIES = {
 def test_a_delta_is_scipys_paired_test_and_holm_goes_by_hand(record, tmp_path):
     for version, several in PERPLEXITIES.items():
         for seed, ppl in enumerate(several):
-            record(version, seed, ppl)
+            record(version, seed, ppl, settings={} if version == "base" else CHANGE)
     table = found(tmp_path, *PERPLEXITIES)
     p_values = {}
     for version in ("a", "b", "c"):
@@ -61,7 +64,7 @@ def test_what_an_interval_shows_alone_the_correction_takes_back(record, tmp_path
     for seed, difference in enumerate(differences):
         record("base", seed, 400.0)
         for version in ("a", "b", "c"):
-            record(version, seed, 400.0 * math.exp(difference))
+            record(version, seed, 400.0 * math.exp(difference), settings=CHANGE)
     table = found(tmp_path, "base", "a", "b", "c")
     for version in ("a", "b", "c"):
         effect = table[version]
@@ -87,7 +90,52 @@ def test_versions_without_a_common_seed_are_compared_by_welch(record, tmp_path):
     assert effect.p_holm == pytest.approx(float(np.asarray(oracle)[1]), rel=1e-9)
     write_roadmap(tmp_path, "cpu", ["base", "child"])
     text = (tmp_path / "roadmap.md").read_text()
-    assert ", unpaired) |" in text and "Unpaired: no seed in common, so Welch's interval of the two means." in text
+    assert ", unpaired) |" in text and "Unpaired: fewer than two pairs, or nothing but the seeds is changed;" in text
+
+
+def test_one_common_seed_does_not_throw_the_others_away(record, tmp_path):
+    mine, theirs = [450.0, 470.0, 440.0], [400.0, 380.0, 405.0]
+    for seed, ppl in enumerate(theirs):
+        record("base", seed, ppl)
+    for seed, ppl in enumerate(mine, start=2):
+        record("child", seed, ppl, settings=CHANGE)
+    effect = found(tmp_path, "base", "child")["child"]
+    oracle = ttest_ind(np.log(mine), np.log(theirs), equal_var=False)
+    assert effect.delta is not None and (effect.delta.paired, effect.verdict) == (False, "hurts")
+    assert effect.delta.p_value == pytest.approx(float(np.asarray(oracle)[1]), rel=1e-9)
+    # Two pairs have an interval of their own.
+    record("base", 3, 410.0)
+    delta = found(tmp_path, "base", "child")["child"].delta
+    assert delta is not None and (delta.paired, delta.n) == (True, 2)
+
+
+def test_a_version_that_changes_nothing_is_no_partner_of_its_parent(record, tmp_path):
+    """Seeds 5 and 6 of both are the same computation, of ratio 1 without any spread."""
+    perplexities = {0: 400.0, 5: 450.0, 6: 470.0}
+    for seed, ppl in perplexities.items():
+        record("base", seed, ppl)
+    mine = [perplexities[seed] for seed in (5, 6)]
+    for seed, ppl in zip((5, 6), mine, strict=True):
+        record("aa", seed, ppl)
+    delta = found(tmp_path, "base", "aa")["aa"].delta
+    oracle = ttest_ind(np.log(mine), np.log([*perplexities.values()]), equal_var=False)
+    assert delta is not None and not delta.paired
+    assert delta.p_value == pytest.approx(float(np.asarray(oracle)[1]), rel=1e-9)
+
+
+def test_words_hold_where_a_seed_is_common_and_its_arithmetic_is_not(record, tmp_path):
+    """Seed 0 of the child has no partner, so its one run stands against the base's of float32."""
+    for seed, precision in ((0, "bfloat16"), (1, "float32"), (2, "float32")):
+        record("base", seed, 400.0, results={"precision": precision})
+    record("child", 0, 200.0, settings=CHANGE, results={"precision": "float32"})
+    effect = found(tmp_path, "base", "child")["child"]
+    assert effect.delta is not None and (effect.delta.paired, effect.delta.low) == (False, None)
+    write_roadmap(tmp_path, "cpu", ["base", "child"])
+    text = (tmp_path / "roadmap.md").read_text()
+    assert "none show no difference and 1 rests on one seed." in text
+    assert "in common" not in text and "pair of seeds" not in text
+    assert "with Welch's interval where both have two seeds or more." in text
+    assert "Hollow: no interval over seeds." in text
 
 
 def test_runs_of_other_scales_tell_parent_and_change_alone(small_ladder, record):
@@ -136,7 +184,7 @@ def test_a_run_without_a_partner_in_its_arithmetic_is_no_pair(record, tmp_path):
     """Seed 1 of the child is float32 and its base's bfloat16; a machine's rounding must not pass for the change."""
     for seed, (mine, theirs) in enumerate([("bfloat16", "bfloat16"), ("float32", "bfloat16")]):
         record("base", seed, 400.0, results={"precision": theirs})
-        record("child", seed, 200.0 * (1 + seed), results={"precision": mine})
+        record("child", seed, 200.0 * (1 + seed), settings=CHANGE, results={"precision": mine})
     effect = found(tmp_path, "base", "child")["child"]
     assert effect.summary is not None and effect.delta is not None
     assert (effect.summary.n, effect.delta.n, effect.verdict) == (2, 1, "one seed")

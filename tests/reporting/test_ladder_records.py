@@ -50,6 +50,26 @@ def test_a_run_that_differs_from_the_base_in_more_than_its_version_does_not_coun
     assert f"{run_name_of(strange[0])} differs {why}" in read().left_out
 
 
+def test_former_settings_of_runs_that_count_are_told_once(record, tmp_path):
+    """The rate is the base's and the child's, so it is told of the base; the weight is the child's own."""
+    change, override = {"distillation.losses.ce.weight": 0.5}, {"train.lr": 0.01}
+    base, child = record("base", 0, 400.0), record("child", 0, 200.0, settings=change)
+    asked = {folder.parent.name: load_dump((folder / "config.yaml").read_text()) for folder in (base, child)}
+    read = partial(read_ladder, tmp_path, "cpu", ["base", "child"], asked)
+    assert read().left_out == ()
+    shutil.rmtree(child)
+    child = record("child", 0, 200.0, settings={"distillation.losses.ce.weight": 0.7})
+    assert [run.folder for run in read().runs] == [base, child]
+    of_child = "The runs of child that count have other settings than it has now: `distillation.losses.ce.weight`."
+    assert read().left_out == (of_child,)
+    for folder in (base, child):
+        shutil.rmtree(folder)
+    record("base", 0, 400.0, settings=override)
+    record("child", 0, 200.0, settings={"distillation.losses.ce.weight": 0.7} | override)
+    of_base = "The runs of base that count have other settings than it has now: `train.lr`."
+    assert read().left_out == (of_base, of_child)
+
+
 def test_a_record_of_another_parent_is_left_out_and_the_version_stays(record, tmp_path):
     base, child = record("base", 0, 400.0), record("child", 0, 200.0)
     asked = {folder.parent.name: load_dump((folder / "config.yaml").read_text()) for folder in (base, child)}
@@ -107,6 +127,12 @@ def not_text(record, root):
     return f"spoilt/{path.parent.name}/config.yaml is damaged ("
 
 
+def no_date(record, root):
+    path = record("spoilt", 0, 300.0) / "config.yaml"
+    path.write_text(path.read_text() + "x: 2020-13-45\n")
+    return f"spoilt/{path.parent.name}/config.yaml: not valid YAML: month must be in 1..12"
+
+
 def a_folder_in_its_place(record, root):
     path = record("spoilt", 0, 300.0) / "result.json"
     path.unlink()
@@ -149,7 +175,7 @@ def contradicting(record, root):
 
 
 SPOILT = (
-    torn, unfinished, without_settings, not_text, a_folder_in_its_place, misnamed, circular, its_own_parent,
+    torn, unfinished, without_settings, not_text, no_date, a_folder_in_its_place, misnamed, circular, its_own_parent,
     unknown_parent, contradicting,
 )  # fmt: skip
 

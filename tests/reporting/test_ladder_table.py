@@ -36,14 +36,15 @@ Perplexities are geometric means over seeds, with Student's t-interval of their 
 than the parent. Its interval is Student's t over the seeds that both were run with, pair by pair, since a seed \
 decides the initialisation and the order of the data. Machines multiply matrices in bfloat16 or in float32, and both \
 runs of a pair did in the same. Marked "one seed", a perplexity's interval is the run's own, by bootstrap over the \
-test windows, and says nothing of other seeds. Unpaired: no seed in common, so Welch's interval of the two means. p is \
-two-sided and corrected by Holm over the whole table; the intervals are each for one comparison. None of them covers \
-the choice of the test text.
+test windows, and says nothing of other seeds. Unpaired: fewer than two pairs, or nothing but the seeds is changed; \
+the ratio is that of the two means, with Welch's interval where both have two seeds or more. p is two-sided and \
+corrected by Holm over the whole table; the intervals are each for one comparison. None of them covers the choice of \
+the test text.
 
 ![deltas](roadmap/deltas.png)
 
 Test perplexity over the parent's, on a log axis, with 95 % intervals before the correction; left of 1 the version is \
-better. Hollow: one pair of seeds.
+better. Hollow: no interval over seeds.
 
 ## Likeness, spikes and cost
 

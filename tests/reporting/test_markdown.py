@@ -18,6 +18,9 @@ from asnn_goose.reporting.markdown import duration, fenced, integer, mebibytes, 
         (0.0123456, "0.01235"),
         (-2.5, "-2.500"),
         (3.21e-7, "3.210e-07"),
+        (987654321.0, "987,654,321"),
+        (-1.2345e9, "-1.234e+09"),
+        (6.5e250, "6.500e+250"),
     ],
 )
 def test_number(value, text):

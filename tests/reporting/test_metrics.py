@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.metrics import metrics_line, read_metrics, series, thin
 
-LINES = [metrics_line(step, {"loss_total": 1.0 / (step + 1), "name": "é"}) for step in range(3)]
+LINES = [metrics_line(step, {"loss_total": 1.0 / (step + 1), "loss_é": None}) for step in range(3)]
 
 
 def test_a_line_is_what_was_given(tmp_path):
-    assert json.loads(LINES[2]) == {"step": 2, "loss_total": 1 / 3, "name": "é"}
+    assert json.loads(LINES[2]) == {"step": 2, "loss_total": 1 / 3, "loss_é": None}
 
 
 def test_a_file_cut_at_any_byte_reads_as_its_whole_objects(tmp_path):
@@ -26,7 +26,13 @@ def test_a_file_cut_at_any_byte_reads_as_its_whole_objects(tmp_path):
         assert [line["step"] for line in read_metrics(path)] == list(range(int((ends <= size).sum())))
 
 
-@pytest.mark.parametrize("damage", ["not json", "[1, 2]", '{"loss": 1}', '{"step": "x"}'])
+DAMAGED = (
+    "not json", "[1, 2]", '{"loss": 1}', '{"step": "x"}', '{"step": Infinity}', '{"step": 1e30}',
+    '{"step": 1, "val_ppl": "abc"}', '{"step": 1, "val_ppl": [2]}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_damage_before_the_last_line_is_named(tmp_path, damage):
     path = tmp_path / "metrics.jsonl"
     path.write_text(LINES[0] + damage + "\n" + LINES[1])

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from bokeh.models import ColumnDataSource, GlyphRenderer, Plot, Scatter, Text
@@ -16,7 +16,9 @@ from playwright.sync_api import Error, Page, sync_playwright
 from asnn_goose.reporting.ablation import write_roadmap
 from asnn_goose.reporting.effects import effects
 from asnn_goose.reporting.ladder import read_ladder
+from asnn_goose.reporting.page import render_page
 from asnn_goose.reporting.page_figures import tradeoff, version_tree
+from asnn_goose.reporting.page_tables import version_table
 
 VERSIONS = ("base", "child", "grandchild", "sibling", "gone")
 PERPLEXITIES = {"base": 300.0, "child": 90.0, "grandchild": 1200.0, "sibling": 299.0}
@@ -115,6 +117,13 @@ def test_the_rows_tell_what_the_markdown_tells(opened, reports):
         assert told[1:] == row[1 : len(told)]
 
 
+def test_the_measures_have_the_columns_of_the_markdown():
+    """Of the second table, in its order, right of the verdict."""
+    fields = [each.field for each in cast(Any, version_table([])).columns]
+    measures = ["kl", "top1", "spike_rate", "spike_operands", "zero_operands", "energy", "speed", "seconds"]
+    assert fields[fields.index("verdict") + 1 :] == measures
+
+
 def test_two_runs_are_compared_setting_by_setting(opened, reports):
     page = opened(reports / "index.html")
     assert table(page, "Settings of two runs") == [["seed", "0", "1"]]
@@ -171,6 +180,39 @@ def test_words_of_a_run_are_text(opened, reports):
     assert page.locator("b").count() == 0
 
 
+def test_a_name_of_a_run_is_text(opened, make_run, tmp_path):
+    """Chosen, and in the list of those to choose."""
+    for seed in (0, 1):
+        folder = make_run(tmp_path, {"version": "base", "parent": None, "seed": seed}, {"fingerprint": str(seed)}).path
+        folder.rename(folder.with_name(f"{folder.name}<img src=x onerror='window.ran = true'>"))
+    write_roadmap(tmp_path, "cpu", ["base"])
+    page = opened(tmp_path / "index.html")
+    page.locator("input.choices__input").click()
+    names = page.locator(".choices__item--selectable").all_inner_texts()
+    assert len(names) == 2 and all("<img src=x onerror='window.ran = true'>" in name for name in names)
+    page.locator(".choices__item--choice").first.click()
+    assert page.locator("img").count() == 0 and page.evaluate("window.ran") is None
+
+
+def test_a_long_legend_stays_in_its_figure(opened, make_run, tmp_path):
+    for seed in range(30):
+        make_run(tmp_path, {"version": "base", "parent": None, "seed": seed}, {"fingerprint": str(seed)}, hours=seed)
+    write_roadmap(tmp_path, "cpu", ["base"])
+    page = opened(tmp_path / "index.html")
+    heights = """async () => {
+        const models = Array.from(Bokeh.documents).flatMap(document => Array.from(document._all_models.values()))
+        const choice = models.find(model => model.type == "MultiChoice")
+        choice.value = choice.options.map(([name]) => name)
+        await new Promise(done => setTimeout(done, 500))
+        const views = Array.from(Bokeh.index).flatMap(view => view.child_views ?? [])
+        const plot = views.find(view => view.frame)
+        const legend = [...plot.renderer_views.values()].find(view => view.model.type == "Legend")
+        return [legend.bbox.height, plot.bbox.height]
+    }"""
+    legend, plot = page.evaluate(heights)
+    assert 30 * 20 < legend <= plot
+
+
 def test_nothing_leaves_the_width_of_the_window(opened, reports):
     assert opened(reports / "index.html").evaluate("document.documentElement.scrollWidth") <= 1280
 
@@ -199,6 +241,17 @@ def test_every_version_stands_below_its_parent_and_one_step_to_the_right(reports
     nodes = drawn_data(tree, Scatter)
     places = dict(zip(nodes["version"], zip(nodes["depth"], nodes["row"], strict=True), strict=True))
     assert places == {"base": (0, 0), "child": (1, 1), "grandchild": (2, 2), "sibling": (1, 3)}
+
+
+def test_a_version_without_runs_is_hollow_as_the_note_says(reports, make_experiment):
+    asked = {"gone": make_experiment({"version": "gone", "parent": "base"})}
+    ladder = read_ladder(reports, "cpu", VERSIONS, asked)
+    found = effects(ladder)
+    nodes = drawn_data(version_tree(found), Scatter)
+    fills = dict(zip(nodes["version"], nodes["fill"], strict=True))
+    assert [version for version in VERSIONS if fills[version] == "white"] == ["gone"]
+    page = render_page(ladder, found, "")
+    assert "Hollow: no run counts." in page and "are left out" not in page.partition("What changes what")[2]
 
 
 def test_no_name_covers_another_beside_points_of_one_energy(reports):

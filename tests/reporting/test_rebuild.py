@@ -13,6 +13,8 @@ from asnn_goose.reporting.comparison import finished_runs, run_folders
 from asnn_goose.reporting.rebuild import find_run, rebuild_reports, versions_with_runs
 from asnn_goose.reporting.run_folder import RECORDS
 from asnn_goose.sweep import write_table
+from asnn_goose.sweep.members import SCALE
+from asnn_goose.sweep.stamp import Stamp, read_stamp
 
 BASE = {"version": "base", "parent": None, "distillation.temperature.mode": "fixed"}
 
@@ -105,6 +107,35 @@ def test_what_is_damaged_is_told_and_the_rest_is_made(clone, tmp_path, monkeypat
     assert printed.out == f"reports written: 1\n{old} has no provenance.json, so its report stays as it is\n"
     assert f"{torn}: {torn / 'result.json'} is not the result of a run" in printed.err
     assert [path.parents[1].name for path in (tmp_path / "reports").glob("*/*/report.md")] == ["child"]
+
+
+def test_a_run_that_is_not_there_stops_no_other(clone, tmp_path, monkeypatch, capfd):
+    shutil.copytree(clone / "reports", tmp_path / "reports", ignore=shutil.ignore_patterns("*.md", "*.png"))
+    monkeypatch.setenv("ASNN_GOOSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("ASNN_GOOSE_REPORTS", str(tmp_path / "reports"))
+    (record,) = (tmp_path / "reports" / "child").glob("*/")
+    assert cli.command(["report", "v10/one", str(record), "v10/two"]) == 2
+    printed = capfd.readouterr()
+    assert printed.out == f"{record / 'report.md'}\n" and (record / "report.md").is_file()
+    first, second = printed.err.splitlines()
+    assert first.startswith("error: 'v10/one' is no folder") and second.startswith("error: 'v10/two' is no folder")
+
+
+def test_a_table_of_a_scale_that_is_gone_is_made_at_the_usual_one(clone, tmp_path, monkeypatch, capfd):
+    """What else went wrong is told before."""
+    shutil.copytree(clone / "reports", tmp_path / "reports", ignore=shutil.ignore_patterns("*.md", "*.png"))
+    monkeypatch.setenv("ASNN_GOOSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("ASNN_GOOSE_REPORTS", str(tmp_path / "reports"))
+    torn = min((tmp_path / "reports" / "base").iterdir()) / "result.json"
+    torn.write_text("{")
+    table = tmp_path / "reports" / "roadmap.md"
+    table.write_text(Stamp("bygone", ("v11_1_free",), (), "0" * 64).comment())
+    assert cli.command(["report", "--all"]) == 1
+    told = capfd.readouterr().err
+    assert told.index(f"{torn} is not the result of a run") < told.index("no table at scale 'bygone': ")
+    assert table.read_text().startswith(f"# The ladder at scale {SCALE}\n")
+    stamp = read_stamp(table)
+    assert stamp is not None and stamp[:3] == (SCALE, ("v11_1_free",), ())
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "raster.npz", "metrics.jsonl", "provenance.json"])

@@ -31,7 +31,7 @@ def models() -> list[type[BaseModel]]:
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_survive_the_file_exactly(make_result, value):
-    result = make_result({"student.test_ppl": value, "spikes.per_layer.3.rate": value})
+    result = make_result({"kl_to_teacher": value, "spikes.per_layer.3.rate": value})
     assert type(result).model_validate_json(result.model_dump_json()) == result
 
 
@@ -98,6 +98,11 @@ def test_finite_numbers_pass(make_result):
         (lambda tree: tree.pop("scale"), "scale: Field required"),
         (lambda tree: tree["student"].update(perplexity=3), "student.perplexity: Extra inputs"),
         (lambda tree: tree["student"].update(test_ppl="low"), "student.test_ppl"),
+        (lambda tree: tree["student"].update(test_ppl=0), "student.test_ppl: Input should be greater than 0"),
+        (lambda tree: tree["teacher"].update(test_ppl=-1), "teacher.test_ppl: Input should be greater than 0"),
+        (lambda tree: tree["baselines"].update(bigram_ppl=0), "baselines.bigram_ppl: Input should be greater than 0"),
+        (lambda tree: tree.update(ratio_to_teacher=0), "ratio_to_teacher: Input should be greater than 0"),
+        (lambda tree: tree.update(steps=0), "steps: Input should be greater than 0"),
     ],
 )
 def test_load_names_file_and_field(make_result, tmp_path, damage, told):
