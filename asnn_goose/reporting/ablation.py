@@ -82,7 +82,8 @@ def render(ladder: Ladder, found: Sequence[Effect], figures: dict[str, Path]) ->
     lines += _figure(
         figures,
         "validation",
-        "Validation perplexity on a log axis, geometric means over seeds; right: the second half of each training.",
+        "Validation perplexity on a log axis, geometric means over seeds at the looks that all of them share; right: "
+        "the second half of each training. Blue helps, vermilion hurts, black is the base.",
     )
     lines += _figure(
         figures,
@@ -113,7 +114,7 @@ def draw_figures(ladder: Ladder, found: Sequence[Effect], folder: Path) -> dict[
         for effect in found
         if (s := effect.summary) is not None and s.joules is not None
     ]
-    curves = [curve for effect in found if (curve := _mean_curve(ladder, effect.rung)) is not None]
+    curves = [(curve, effect.verdict) for effect in found if (curve := _mean_curve(ladder, effect.rung)) is not None]
     drawn = {}
     if intervals:
         drawn["deltas"] = plot_deltas(intervals, folder / "deltas.png")

@@ -50,7 +50,8 @@ def how_judged(found: Sequence[Effect]) -> str:
         "Perplexities are geometric means over seeds, with Student's t-interval of their logarithms. A ratio below 1 "
         "is better than the parent. Its interval is Student's t over the seeds that both were run with, pair by pair, "
         "since a seed decides the initialisation and the order of the data. Machines multiply matrices in bfloat16 or "
-        "in float32, and both runs of a pair did in the same. "
+        "in float32, and both runs of a pair did in the same; a seed that was run in both counts once, by its mean, so "
+        "that a ratio need not be the quotient of two perplexities. "
     )
     if any(effect.summary is not None and effect.summary.n == 1 for effect in found):
         text += (

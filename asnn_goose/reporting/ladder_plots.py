@@ -64,23 +64,31 @@ def plot_deltas(deltas: Sequence[Interval], path: Path) -> Path:
     return path
 
 
-def plot_validation(curves: Sequence[Curve], path: Path) -> Path:
+def plot_validation(versions: Sequence[tuple[Curve, str]], path: Path) -> Path:
     """Validation perplexity of all versions over training tokens, and its second half over the share of each training,
-    so that versions of different lengths end at one place."""
+    so that versions of different lengths end at one place.
+
+    Args:
+        versions: each one's curve and verdict, which colours it; the base is black.
+    """
     from matplotlib.ticker import PercentFormatter
 
+    colours = VERDICT_COLOURS | {"base": BLACK}
+    # Grey ones first, so that they do not lie over the others.
+    drawn = sorted(versions, key=lambda version: version[1] in colours)
+    curves, shades = [curve for curve, _ in drawn], [colours.get(verdict, GREY) for _, verdict in drawn]
     with figure(path, max(3.3, 0.9 + 0.15 * len(curves)), columns=2) as axes:
         late = [_second_half(curve) for curve in curves]
         for axis, shown in zip(axes, (curves, late), strict=True):
-            for place, curve in enumerate(shown):
-                line(axis, curve, _colour(place))
+            for curve, shade in zip(shown, shades, strict=True):
+                line(axis, curve, shade)
             log_scale(axis)
         token_axis(axes[0], curves)
         axes[1].set_xlim(0.5, 1.0)
         axes[1].xaxis.set_major_formatter(PercentFormatter(1.0))
         axes[1].set_xlabel("share of the version's training tokens")
         axes[0].set_ylabel("validation perplexity")
-        label_right(axes[1], [(c.values[-1], c.label, _colour(place)) for place, c in enumerate(curves)])
+        label_right(axes[1], [(c.values[-1], c.label, shade) for c, shade in zip(curves, shades, strict=True)])
     return path
 
 

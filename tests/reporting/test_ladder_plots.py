@@ -57,8 +57,9 @@ def test_validation_shows_the_whole_and_the_second_half(axes, tmp_path):
     """b trains ten times as long as a, and both end at the right."""
     tokens = np.arange(0.0, 101.0, 10.0)
     curves = [Curve("a", tokens, 1e4 / (10 + tokens)), Curve("b", 10 * tokens, 2e4 / (10 + tokens))]
-    plot_validation(curves, tmp_path / "validation.png")
+    plot_validation(list(zip(curves, ("no difference shown", "hurts"), strict=True)), tmp_path / "validation.png")
     whole, late = axes
+    assert [line.get_color() for line in whole.lines[:2]] == [GREY, VERMILLION]
     assert [line.get_xdata().tolist() for line in whole.lines[:2]] == [tokens.tolist(), (10 * tokens).tolist()]
     assert [line.get_xdata() for line in late.lines[:2]] == [pytest.approx(np.linspace(0.5, 1.0, 6))] * 2
     assert late.get_xlim() == (0.5, 1.0)
