@@ -69,6 +69,16 @@ def test_a_special_token_in_the_text_is_text(tmp_path):
     assert tokenizer.decode(shard.tokens[:-1].tolist()) == TEXTS[2]
 
 
+def test_a_tokenizer_that_truncates_and_pads_gives_whole_documents(tmp_path):
+    plain, cutting = _byte_level(), _byte_level()
+    cutting.backend_tokenizer.enable_truncation(5)
+    cutting.backend_tokenizer.enable_padding(length=64)
+    shards = [_shards(tmp_path, tokenizer, train=TEXTS)["train"] for tokenizer in (plain, cutting)]
+    assert max(map(len, _documents(shards[0].tokens, shards[0]))) > 5
+    for field in ("tokens", "token_bytes", "starts", "bytes_"):
+        np.testing.assert_array_equal(getattr(shards[1], field), getattr(shards[0], field))
+
+
 def test_bytes_of_byte_level_tokens_are_those_they_spell(tmp_path):
     tokenizer = _byte_level()
     shard = _shards(tmp_path, tokenizer, train=TEXTS)["train"]

@@ -137,6 +137,12 @@ def test_a_large_vocabulary_keeps_its_ids():
     torch.testing.assert_close(log_p_NK, expected, rtol=0, atol=2e-3)
 
 
+def test_the_last_id_of_two_bytes_is_kept():
+    logits_NV = torch.zeros(1, 65_536)
+    logits_NV[0, 65_535] = 9.0
+    assert decode(encode(logits_NV, 3), 65_536, 3)[0][0, 0] == 65_535
+
+
 def test_an_error_after_a_cliff_does_not_reach_the_tokens_behind_it():
     # The third gap is 10 nats, where a step is a nat; what follows it closely is within a small step all the same.
     log_p_K = -torch.tensor([0.0, 0.2, 10.2, 10.25, 10.3, 10.35, 10.4])

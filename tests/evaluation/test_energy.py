@@ -24,6 +24,7 @@ from asnn_goose.models import GooseForCausalLM
 LAYERS, C, D, F, V = 2, 32, 16, 40, 50
 FACTORISED = {"embedding_size": 24, "channel_mix_size": F}
 CONVERTED = {"time_mix": "converted", "channel_mix": "gated", "channel_mix_size": F, "embedding_norm": False}
+LIVING_ON = {"neuron": {"membrane": "sequence"}, "hidden_neuron": {"membrane": "sequence"}}
 SHAPES = {"square": {}, "factorised": FACTORISED, "converted": CONVERTED, "layer norms": {"norm": "layer"}}
 
 
@@ -195,14 +196,16 @@ def test_joules_are_operations_times_their_price(name, unrolled, picojoules):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("keys", [FACTORISED, CONVERTED], ids=["factorised", "converted"])
+@pytest.mark.parametrize("keys", [FACTORISED, CONVERTED, LIVING_ON], ids=["factorised", "converted", "membranes"])
 def test_a_token_reads_each_weight_once_and_its_state_twice(make_student, keys, tied):
     student = make_student(tie_word_embeddings=tied, **keys)
     weights = sum(p.numel() for name, p in student.named_parameters() if tied or name != "model.embeddings.weight")
     weights += keys.get("embedding_size", C)  # one row of the table
     assert ("lm_head.weight" in dict(student.named_parameters())) != tied
     output = student(_Batch.input_ids[:1])
-    numbers = sum(t.numel() for layer in output.state for t in (*layer.time_mix, layer.channel_mix_BC))
+    numbers = sum(
+        t.numel() for layer in output.state for t in (*layer.time_mix, layer.channel_mix_BC, *layer.membranes_BC)
+    )
     traffic = student_traffic(student)
     assert sum(traffic.values()) == 2 * weights + 2 * 4 * numbers
     assert traffic["state_products"] == 2 * 4 * numbers

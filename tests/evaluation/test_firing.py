@@ -89,6 +89,18 @@ def test_sites_come_in_the_order_of_the_forward_pass_with_their_shapes(make_stud
     assert [site.decay for site in sites] == [0.75, 0.75, 0.75, 0.75, 0.75, 1.0] * 2
 
 
+@pytest.mark.parametrize("learn_decay", ["layer", "channel"])
+def test_a_learned_decay_is_reported_as_it_has_become(make_student, learn_decay):
+    student = _student(make_student, neuron={"learn_decay": learn_decay, "decay": 0.9})
+    decay_logit = _linear(student, 2, "value").neuron.decay_logit
+    assert decay_logit is not None
+    with torch.no_grad():
+        decay_logit.fill_(np.log(0.8 / 0.2))
+    sites = {(site.layer, site.site): site for site in measure_firing(student, student.model, _batches())}
+    # A float32 sigmoid.
+    assert sites[2, "value"].decay == pytest.approx(0.8, rel=1e-6)
+
+
 def test_another_projection_of_a_block_is_found_under_its_path(make_student):
     class Halves(torch.nn.Module):
         """Receptance of the sum of two products."""
@@ -136,6 +148,14 @@ def test_a_dense_student_has_no_spikes_for_operands(make_student, steps):
         assert (site.rate, site.zero_fraction, site.saturated_fraction, site.steps) == (0.0, 1.0, 0.0, 1)
         assert (site.spikes, site.active, site.analog) == (0, 0, site.tokens * site.channels)
         assert site.tokens == 50 and not site.gain_varies
+
+
+def test_a_dense_site_that_gives_nothing_but_zeros_has_no_spikes_either(make_student):
+    dense = {"kind": "dense"}
+    student = _student(make_student, neuron=dense, hidden_neuron=dense)
+    torch.nn.init.zeros_(_linear(student, 1, "channel_key").weight)
+    sites = {(site.layer, site.site): site for site in measure_firing(student, student.model, _batches())}
+    assert sites[1, "channel_value"].operand_fraction == 0.0
 
 
 def test_one_dense_site_among_spiking_ones_is_seen(make_student):

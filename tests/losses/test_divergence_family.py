@@ -108,6 +108,46 @@ def test_printed_gradients():
         assert s.grad.tolist() == pytest.approx(gradient, abs=6e-11)
 
 
+def test_adaptive_kl_has_the_gradient_of_constant_weights():
+    draw = torch.Generator().manual_seed(6)
+    s, t = torch.randn(6, generator=draw, dtype=torch.float64), 2 * torch.randn(6, generator=draw, dtype=torch.float64)
+    T = 1.5
+    p, q = softmax(t.numpy() / T), softmax(s.numpy() / T)
+    order = np.argsort(-p)
+    tail = np.cumsum(p[order]) > 0.5
+    tail[0] = False
+    gap = np.abs(p - q)[order]
+    head, tail = gap[~tail].sum(), gap[tail].sum()
+    log_ratio = np.log(q / p)
+    wanted = T * (head * (q - p) + tail * q * (log_ratio - (q * log_ratio).sum())) / (head + tail)
+    (found,) = torch.autograd.grad(adaptive_kl(s.requires_grad_(), t, temperature=T), s)
+    # Differences of float64 probabilities.
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-9)
+
+
+def test_adaptive_kls_tail_begins_above_half_of_the_mass():
+    """p uniform over four: the running sum is exactly 1/2 at the second token, which is still of the head."""
+    p, q = np.full(4, 0.25), np.array([0.05, 0.1, 0.15, 0.7])
+    gap = np.abs(p - q)
+    forward, reverse = (p * np.log(p / q)).sum(), (q * np.log(q / p)).sum()
+    wanted = (gap[:2].sum() * forward + gap[2:].sum() * reverse) / gap.sum()
+    found = adaptive_kl(torch.from_numpy(np.log(q))[None], torch.zeros(1, 4, dtype=torch.float64))
+    assert found.item() == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("faint", [1e-12, 1e-25])
+def test_a_faint_probability_keeps_its_share_of_value_and_gradient(faint: float):
+    """KL of (1 - e, e) against a fair coin: log 2 + (1 - e) log(1 - e) + e log e."""
+    coin = torch.zeros(1, 2, dtype=torch.float64)
+    sure = float64([[math.log1p(-faint), math.log(faint)]])
+    wanted = math.log(2.0) + (1 - faint) * math.log1p(-faint) + faint * math.log(faint)
+    assert forward_kl(coin, sure).item() == pytest.approx(wanted, rel=1e-12)
+    value = reverse_kl(sure.requires_grad_(), coin)
+    (grad,) = torch.autograd.grad(value, sure)
+    assert value.item() == pytest.approx(wanted, rel=1e-12)
+    assert grad[0, 1].item() == pytest.approx(faint * (math.log(2.0 * faint) - wanted), rel=1e-12, abs=0.0)
+
+
 def test_jensen_shannon_divided_by_beta_tends_to_the_forward_kl():
     assert jensen_shannon(Q, P, beta=1e-6).item() / 1e-6 == pytest.approx(0.0851227, abs=1e-7)
 
@@ -181,6 +221,14 @@ def test_a_banned_token_stays_banned_and_finite(name: str):
         loss.backward()
         assert s.grad is not None and T.grad is not None
         assert loss.isfinite() and s.grad.isfinite().all() and T.grad.isfinite()
+
+
+def test_a_reversed_skew_of_0_is_the_reverse_kl_also_where_the_teacher_bans_a_token():
+    draw = torch.Generator().manual_seed(7)
+    s, t = (torch.randn(2, 4, generator=draw, dtype=torch.float64) for _ in range(2))
+    t[:, 2] = -torch.inf
+    found = skew_kl(s, t, skew=0.0, reverse=True, temperature=2.0)
+    assert found.isfinite() and torch.equal(found, reverse_kl(s, t, temperature=2.0))
 
 
 @pytest.mark.parametrize("name", FAMILY)

@@ -1,7 +1,8 @@
-"""Feature dynamics: the printed example, tiles against one piece, masks, detached heads."""
+"""Feature dynamics: the printed example, tiles against one piece, masks, detached heads, Gram matrices."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from softmax_oracle import float64
@@ -13,7 +14,7 @@ from asnn_goose.losses.feature_dynamics import (
     feature_dynamics,
     raw_dynamics_cka,
 )
-from asnn_goose.losses.tiles import TILE
+from asnn_goose.losses.tiles import TILE, tiled_sum
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -61,6 +62,23 @@ def test_tiles_masks_and_gradients_equal_one_piece():
     assert all(grad[~mask].eq(0).all() for grad in grads)
 
 
+@pytest.mark.parametrize("tokens", [0, 1, TILE, TILE + 1, 2 * TILE + 1])
+def test_a_tiled_sum_has_every_token_once(tokens: int):
+    x = torch.ones(tokens, 2, requires_grad=True)
+    total = tiled_sum(lambda x: x.sum(), x)
+    total.backward()
+    assert total.item() == 2 * tokens
+    assert x.grad is not None and torch.equal(x.grad, torch.ones(tokens, 2))
+
+
+def test_a_constant_added_to_a_layers_logits_moves_neither_term():
+    students = [normal(4, 5, seed=i).double().requires_grad_() for i in range(3)]
+    for term in dynamics_rows(students, [normal(4, 5, seed=10 + i).double() for i in range(3)]):
+        for grad in torch.autograd.grad(term.sum(), students, retain_graph=True):
+            # Float64 sums of five numbers below 1.
+            assert grad.abs().max() > 1e-3 and grad.sum(-1).abs().max() < 1e-12
+
+
 def test_layers_that_change_nothing_have_cosine_0_and_no_gradient():
     same = normal(3, 5).requires_grad_()
     _, derivative = dynamics_rows([same, same], [normal(3, 5, seed=1), normal(3, 5, seed=2)])
@@ -93,6 +111,26 @@ def test_equal_models_cost_nothing():
     trajectory, derivative = feature_dynamics(states, states, identity, identity)
     assert abs(trajectory.item()) <= 1e-6 and abs(derivative.item()) <= 1e-6
     assert raw_dynamics_cka(states, [2 * x for x in states]).item() == pytest.approx(0.0, abs=1e-5)
+
+
+def hsic1(x: np.ndarray, y: np.ndarray) -> float:
+    """The unbiased estimate of arXiv 2010.15327, with n x n matrices."""
+    n, K, L = len(x), x @ x.T, y @ y.T
+    np.fill_diagonal(K, 0.0)
+    np.fill_diagonal(L, 0.0)
+    mean = K.sum() * L.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (K @ L).sum()
+    return float((np.trace(K @ L) + mean) / (n * (n - 3)))
+
+
+def test_raw_dynamics_are_a_mean_over_neighbours_of_debiased_cka():
+    students, teachers = ([normal(9, d, seed=15 * d + i).double() for i in range(3)] for d in (3, 5))
+    distances = []
+    for i in (1, 2):
+        x, y = ((layers[i] - layers[i - 1]).numpy() for layers in (students, teachers))
+        distances.append(1 - hsic1(x, y) / np.sqrt(hsic1(x, x) * hsic1(y, y)))
+    assert abs(distances[0] - distances[1]) > 0.1
+    # Differences of float64 sums over 81 pairs.
+    assert raw_dynamics_cka(students, teachers).item() == pytest.approx(np.mean(distances), rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from asnn_goose.losses import layer_map
         (12, 4, "tinybert", [3, 6, 9, 12]),
         (12, 4, "uniform", [3, 6, 9, 12]),
         (12, 5, "uniform", [2, 5, 7, 10, 12]),
+        (3, 2, "uniform", [2, 3]),
+        (30, 4, "uniform", [8, 15, 23, 30]),
         (
             24, 30, "uniform",
             [1, 2, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 10, 11, 12,
@@ -20,6 +22,7 @@ from asnn_goose.losses import layer_map
         ),
         (12, 6, "pkd_skip", [2, 4, 6, 8, 10]),
         (12, 6, "pkd_last", [7, 8, 9, 10, 11]),
+        (6, 6, "pkd_last", [1, 2, 3, 4, 5]),
         (12, 6, "uniform", [2, 4, 6, 8, 10, 12]),
         (30, 6, "last", [30]),
         (1, 1, "pkd_skip", []),

@@ -131,6 +131,13 @@ def test_rkd_equals_the_loops():
     assert rkd_angle(5 * student + 2, student).item() == pytest.approx(0.0, abs=1e-10)
 
 
+@pytest.mark.parametrize("loss", [rkd_distance, rkd_angle, info_nce, lambda s, t: relation_kl(s[None], t[None], 2)])
+def test_the_teacher_receives_no_gradient(loss):
+    student, teacher = normal(5, 4).requires_grad_(), normal(5, 4, seed=1).requires_grad_()
+    loss(student, teacher).backward()
+    assert teacher.grad is None and student.grad is not None and student.grad.abs().max() > 0.0
+
+
 @pytest.mark.parametrize("loss", [rkd_distance, rkd_angle])
 def test_equal_rows_give_no_nan(loss):
     student = torch.ones(4, 3, requires_grad=True)

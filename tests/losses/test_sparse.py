@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from softmax_oracle import float64
+from softmax_oracle import float64, softmax
 from torch import Tensor
 
 from asnn_goose.losses import draw_targets, forward_kl, random_sampling_ce, tail_bucket_kl, tcs
@@ -118,6 +118,32 @@ def test_random_sampling_is_unbiased_by_enumeration(power: float):
     q = torch.softmax(student, -1)
     assert expected_value == pytest.approx(-(p * q.log()).sum().item(), rel=1e-12)
     assert expected_gradient.tolist() == pytest.approx((q - p).tolist(), abs=1e-12)
+
+
+def _cross_entropy_of_draws(s: np.ndarray, ids: np.ndarray, weights: np.ndarray, T: float) -> np.ndarray:
+    """Of each token, in numpy."""
+    return -(weights * np.take_along_axis(np.log(softmax(s / T)), ids, -1)).sum(-1)
+
+
+@pytest.mark.parametrize("T", [1.0, 2.5])
+def test_random_sampling_is_a_mean_over_unmasked_tokens_of_tempered_log_probabilities(T: float):
+    draw = torch.Generator().manual_seed(0)
+    s = torch.randn(2, 3, 5, generator=draw, dtype=torch.float64)
+    ids, weights = torch.randint(5, (2, 3, 4), generator=draw), torch.rand(2, 3, 4, generator=draw, dtype=torch.float64)
+    mask = np.array([[False, True, True], [True, False, True]])
+    wanted = _cross_entropy_of_draws(s.numpy(), ids.numpy(), weights.numpy(), T)[mask].mean()
+    found = random_sampling_ce(s, ids, weights, torch.from_numpy(mask), T).item()
+    assert found == pytest.approx(wanted, rel=1e-12)
+
+
+def test_random_sampling_of_bfloat16_logits_is_computed_in_float32():
+    draw = torch.Generator().manual_seed(1)
+    s = (3.0 * torch.randn(50, 40, generator=draw)).bfloat16()
+    ids, weights = torch.randint(40, (50, 6), generator=draw), torch.rand(50, 6, generator=draw)
+    found = random_sampling_ce(s, ids, weights, temperature=1.5)
+    wanted = _cross_entropy_of_draws(s.double().numpy(), ids.numpy(), weights.double().numpy(), 1.5).mean()
+    # Float32 sums of 40 and of 300 terms; bfloat16 would be off by 1e-3.
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_banned_token_is_never_drawn_not_even_by_power_0():

@@ -133,10 +133,27 @@ def test_an_annealed_neuron_mixes_in_the_current_and_evaluation_sees_none_of_it(
     assert torch.equal(neuron.eval()(x_NC)[0], plain)
 
 
-def test_annealed_steps_and_width():
-    neuron, x_NC = _neuron(kind="ternary", threshold=1.0, scale="none", steps=2, surrogate="rectangle"), _currents()
+@pytest.mark.parametrize("keys", [{"kind": "integer"}, {"base": 2}, {"base": 3}, {"kind": "quantised"}])
+def test_an_annealed_threshold_of_a_count_is_that_of_a_neuron_with_it(keys):
+    neuron, x_NC = _neuron(threshold=1.0, **keys), _currents()
+    plain, _ = neuron(x_NC)
+    anneal(neuron, Annealed(threshold=2.0))
+    (s_NC, gain), (wanted_NC, wanted_gain) = neuron(x_NC), _neuron(threshold=2.0, **keys)(x_NC)
+    # The logarithm of 2 starts as a float32.
+    torch.testing.assert_close(gain, wanted_gain, rtol=1e-7, atol=0.0)
+    assert torch.equal(s_NC, wanted_NC) and not torch.equal(s_NC, plain)
+    assert torch.equal(neuron.eval()(x_NC)[0], plain)
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "own", "width"),
+    [("rectangle", None, 1.0), ("atan", None, 1.0), ("sigmoid", None, 0.25), ("sigmoid", 2.0, 2.0)],
+)
+def test_annealed_steps_and_width(surrogate, own, width):
+    shared = {"kind": "ternary", "threshold": 1.0, "scale": "none", "surrogate": surrogate}
+    neuron, x_NC = _neuron(steps=2, width=own, **shared), _currents()
     anneal(neuron, Annealed(steps=2, width=3.0))
-    wide = _neuron(kind="ternary", threshold=1.0, scale="none", steps=4, surrogate="rectangle", width=3.0)
+    wide = _neuron(steps=4, width=3.0 * width, **shared)
     x_NC.requires_grad_()
     for s_NC in (neuron(x_NC)[0], wide(x_NC)[0]):
         (grad_NC,) = torch.autograd.grad(s_NC.sum(), x_NC)

@@ -3,6 +3,7 @@
 Shapes: B texts, L tokens, C student channels, E teacher channels, V classes.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,15 @@ def _student(**keys: Any) -> GooseForSequenceClassification:
         hidden_neuron=neuron, wkv_backend="reference", id2label=dict(enumerate("abc")), label2id={}, **keys,
     )  # fmt: skip
     return GooseForSequenceClassification(config)
+
+
+def _moved(**keys: Any) -> GooseForSequenceClassification:
+    """Away from its start, where a block adds nothing and all hidden states are one."""
+    student = _student(**keys)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return student
 
 
 def _objective(student: GooseForSequenceClassification, **weights: float) -> ClassifierDistillation:
@@ -67,11 +77,12 @@ def test_classes_against_scipy_in_float64(temperature: float):
 
 
 def test_features_are_a_mean_over_text_and_blocks_and_padding_is_nothing():
-    student, taught = _student(), _taught()
+    student, taught = _moved(), _taught()
     objective = _objective(student, ce=1.0, features=0.1)
     assert objective.layers == [2, 4, 6]
     value = objective(IDS_BL, MASK_BL, LABELS_B, taught)["features"].item()
     hidden = student(IDS_BL, MASK_BL, output_hidden_states=True).hidden_states
+    assert not any(torch.equal(below, above) for below, above in itertools.pairwise(hidden))
     assert taught.states is not None
     errors = [
         ((projector(hidden[block + 1]) - taught.states[layer])[MASK_BL].double() ** 2).mean().item()
@@ -101,6 +112,24 @@ def test_exits_move_shallow_classifiers_and_leave_the_deepest_alone():
     assert all(classifier.get_parameter("weight").grad is not None for classifier in shallow)
     gradient = deepest.get_parameter("weight").grad
     assert gradient is None or not gradient.any()
+
+
+def test_exits_weigh_labels_classes_and_states_as_configured():
+    student = _moved(exits=(1, 2))
+    weights = ExitLosses(ce=0.3, kl=0.5, hint=0.7, temperature=2.0)
+    objective = ClassifierDistillation(student, ClassLosses(**ONLY | {"ce": 1.0}), weights, 6, 24)
+    value = objective(IDS_BL, MASK_BL, LABELS_B, Taught())["exits"].item()
+    output = student(IDS_BL, MASK_BL)
+    pooled_BIC, p = output.pooled.detach().double().numpy(), _logs(output.logits, 2.0)
+    expected = 0.0
+    for i in range(2):
+        logits = output.exit_logits[:, i]
+        q = _logs(logits, 2.0)
+        expected += -0.3 * _logs(logits, 1.0)[np.arange(3), LABELS_B.numpy()].mean()
+        expected += 0.5 * 4.0 * (np.exp(p) * (p - q)).sum(-1).mean()
+        expected += 0.7 * ((pooled_BIC[:, i] - pooled_BIC[:, 2]) ** 2).mean()
+    # float32 against float64.
+    assert value == pytest.approx(expected, rel=1e-5)
 
 
 def test_another_number_of_classes_is_refused():

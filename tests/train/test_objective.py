@@ -135,7 +135,7 @@ def hidden(m: ByHand, term) -> Tensor:
 
 def cka(m: ByHand, term) -> Tensor:
     pairs = [(m.student_layers[i][m.text_mask], m.teacher_layers[i][m.text_mask]) for i in (1, 2)]
-    return torch.stack([1 - losses.linear_cka(x, y, debiased=True) for x, y in pairs]).mean()
+    return torch.stack([1 - losses.linear_cka(x, y, term.debiased) for x, y in pairs]).mean()
 
 
 def dynamics(m: ByHand, term, index: int) -> Tensor:
@@ -201,9 +201,14 @@ def objective(moved, file: str, **changes) -> Setting:
     return moved("v10", distillation=file, **(flags | fixed | changes))
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file not in ("random_sampling", "lad", "pocl")])
-def test_a_file_s_terms_are_the_token_means_of_their_functions(moved, ragged, file: str):
-    setting = objective(moved, file, distillation__balance__mode="none")
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [(file, {}) for file in FILES if file not in ("random_sampling", "lad", "pocl")]
+    + [("cka", {"cka__debiased": False}), ("contrastive", {"contrastive__sharpness": 0.5})],
+)
+def test_a_file_s_terms_are_the_token_means_of_their_functions(moved, ragged, file: str, options: dict):
+    flags = {f"distillation__losses__{key}": value for key, value in options.items()}
+    setting = objective(moved, file, distillation__balance__mode="none", **flags)
     batch = ragged(setting)
     found = accumulate_gradients(setting.context, [batch], 0)
     terms = setting.experiment.distillation.losses.present()
@@ -258,6 +263,38 @@ def test_random_sampling_has_the_expectation_of_the_full_cross_entropy(moved, ra
     # Five standard errors of the mean of the draws.
     assert abs(draws.mean().item() - expected) < 5 * draws.std().item() / 60**0.5
     assert draws.std() > 0
+
+
+def test_random_sampling_by_a_high_power_draws_the_teachers_best_token_alone(moved, ragged):
+    """Its draws carry p each, over their number: what is left of the sum is -p log q of that token."""
+    setting = objective(moved, "random_sampling", distillation__losses__random_sampling__power=1e6)
+    batch = ragged(setting)
+    m = ByHand(setting, batch)
+    p, best = m.teacher_logits.softmax(-1).max(-1)
+    log_q = m.student_logits.log_softmax(-1).gather(-1, best[..., None]).squeeze(-1)
+    found = accumulate_gradients(setting.context, [batch], 0)["loss_random_sampling_raw"]
+    # float32 products and sums in another order.
+    assert found == pytest.approx(-(p * log_q)[m.mask].mean().item(), rel=2e-4)
+
+
+def test_an_auxiliary_head_starts_as_a_copy_of_the_students(moved):
+    module: Any = objective(moved, "dual_head").module
+    own, auxiliary = module.student.lm_head.weight, module.auxiliary_head.weight
+    assert torch.equal(auxiliary, own) and auxiliary.data_ptr() != own.data_ptr() and auxiliary.requires_grad
+
+
+@pytest.mark.parametrize("name", ["fdd_trajectory", "fdd_derivative"])
+def test_what_the_layers_predict_trains_no_row_of_the_head(moved, ragged, name: str):
+    """The head is the table too, where tokens that were read have a gradient, and the others none."""
+    others = {f"distillation__losses__{other}__weight": 0.0 for other in _losses_of("fdd") if other != name}
+    setting = objective(moved, "fdd", **others, train__embeddings="trained")
+    batch = ragged(setting)
+    setting.module.zero_grad(set_to_none=True)
+    accumulate_gradients(setting.context, [batch], 0)
+    head_VC = setting.module.student.lm_head.weight
+    read_V = torch.zeros(len(head_VC), dtype=torch.bool).index_fill(0, batch.input_ids.flatten(), True)
+    assert head_VC.grad is not None and 0 < read_V.sum() < len(read_V)
+    assert head_VC.grad[read_V].any() and not head_VC.grad[~read_V].any()
 
 
 def test_aggregated_layers_are_halved_into_one_another(moved, ragged):

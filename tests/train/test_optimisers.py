@@ -181,6 +181,20 @@ def test_rates_follow_the_schedule_with_each_groups_factor(build):
         assert rates == pytest.approx({"matrices": expected, "vectors": expected, "neurons": 7 * expected}, rel=1e-12)
 
 
+def test_adamw_averages_as_configured(build):
+    setting = build(train__beta1=0.7, train__beta2=0.6)
+    one_step(setting)
+    optimiser = setting.optimisers.student
+    assert {group["betas"] for group in optimiser.param_groups} == {(0.7, 0.6)}
+    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    for parameter in parameters:
+        state, gradient = optimiser.state[parameter], parameter.grad
+        # The first averages, of zeros and the gradient, in float32.
+        torch.testing.assert_close(state["exp_avg"], 0.3 * gradient, rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(state["exp_avg_sq"], 0.4 * gradient.square(), rtol=1e-6, atol=0.0)
+    assert len(parameters) > 30
+
+
 def test_group_names_and_factors_survive_a_state_dict(build):
     one, other = build(train__neuron_lr_factor=7.0), build(train__neuron_lr_factor=7.0)
     one_step(one)

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from asnn_goose.train.plan import BLOCKS, drawn, schedules
+from asnn_goose.config.losses import Ramp
+from asnn_goose.train.plan import BLOCKS, along, drawn, schedules
 
 KD = "distillation__losses__forward_kl__ramp"
 T = "distillation__temperature"
@@ -27,6 +28,12 @@ def test_a_phase_between_30_and_60_per_cent(tiny_experiment):
     weight = {"train__steps": 24_914, "distillation__losses__forward_kl__weight": 0.1}
     experiment = tiny_experiment("v10", **phase, **weight)
     assert course(experiment, "weight_forward_kl", (12_500,))[0] == pytest.approx(0.067242, abs=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "wanted"), [("cosine", 1 + (1 - math.cos(math.pi / 4))), ("linear", 1.5)])
+def test_a_ramp_has_the_shape_that_it_is_given(shape, wanted):
+    """A quarter of the way from 1 at 20 % to 3 at 60 %."""
+    assert along(Ramp(start=1.0, begin=0.2, end=0.6, shape=shape), 3.0, 0.3) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_temperatures_rise_and_fall(tiny_experiment):

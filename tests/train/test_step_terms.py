@@ -65,6 +65,23 @@ def test_the_update_is_the_terms_gradients_times_the_logged_factors(build, ragge
         terms = [factors[term] * tree[name] for term, tree in apart.items() if name in tree]
         # float32 sums in another order.
         torch.testing.assert_close(found[name], sum(terms), rtol=2e-4, atol=1e-6)
+    weighted = {name: metrics[f"weight_{name}"] * metrics[f"loss_{name}_raw"] for name in WEIGHTS}
+    assert {name: metrics[f"loss_{name}_weighted"] for name in WEIGHTS} == pytest.approx(weighted, rel=1e-12)
+    assert metrics["loss_total"] == pytest.approx(sum(weighted.values()), rel=1e-12)
+    if mode == "uncertainty":
+        # exp(-s) / 2, with s three small steps from 0.
+        assert factors == pytest.approx(dict.fromkeys(WEIGHTS, 0.5), rel=0.2)
+
+
+def test_gradnorm_takes_its_start_at_the_asked_share_of_the_run(build, ragged):
+    start = {"distillation__balance__mode": "gradnorm", "distillation__balance__start": 0.5}
+    setting = build(**start, train__steps=8)
+    batch, needed = ragged(setting), []
+    for step in range(6):
+        needed.append(setting.context.balancer.needs_gradients(step))
+        gradients(setting, batch, step)
+    # What the step at 4 of 8 lost is the start; its successor is the first to be balanced.
+    assert needed == [False] * 5 + [True]
 
 
 class Contrary:
