@@ -57,7 +57,7 @@ def main(experiment_name: str, argv: Sequence[str] | None = None) -> int:
         invocation = load(experiment_name, argv)
         _log_to_stderr(invocation.debug)
         if invocation.dry_run:
-            print(_plan(invocation), flush=True)
+            print(_plan(invocation))
             return 0
         return _run(invocation, argv)
 
@@ -89,7 +89,10 @@ def report(argv: Sequence[str]) -> int:
 def _in_a_sentence(work: Callable[[], int], argv: Sequence[str], stopped: str) -> int:
     """Do it; mistakes and Ctrl-C end in one sentence."""
     try:
-        return work()
+        status = work()
+        # At the end of the process it would be too late to answer for a reader that has gone.
+        sys.stdout.flush()
+        return status
     except UserError as error:
         if "--debug" in argv:
             traceback.print_exc()

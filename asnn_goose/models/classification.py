@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.initialization import copy_
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from asnn_goose.models.configuration import GooseConfig
-from asnn_goose.models.goose import GooseModel, GoosePreTrainedModel, make_norm, refuse_embeddings
+from asnn_goose.models.goose import GooseModel, GoosePreTrainedModel, make_norm, mean_cross_entropy, refuse_embeddings
 
 READINGS = ("bidirectional", "last")
 
@@ -174,7 +173,7 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
             if layer in self.places:
                 pooled.append(self._pooled(self.places[layer], h_BLC, mask_BL))
                 logits.append(self.classifiers[self.places[layer]](pooled[-1]))
-        loss = None if labels is None else _mean_cross_entropy(logits[-1], labels)
+        loss = None if labels is None else mean_cross_entropy(logits[-1], labels)
         shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return GooseClassifierOutput(
             loss=loss,
@@ -237,12 +236,6 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
             return norm(h_BLC[torch.arange(len(h_BLC), device=h_BLC.device), last_B])
         states_BLC = norm(h_BLC) * mask_BL[..., None].to(h_BLC.dtype)
         return states_BLC.sum(1) / mask_BL.sum(1, keepdim=True).clamp_min(1).to(h_BLC.dtype)
-
-
-def _mean_cross_entropy(logits_BV: Tensor, labels_B: Tensor) -> Tensor:
-    # PyTorch's own mean over no label is 0 / 0.
-    total = F.cross_entropy(logits_BV.float(), labels_B, reduction="sum")
-    return total / (labels_B != -100).sum().clamp_min(1)
 
 
 AutoConfig.register(GooseClassifierConfig.model_type, GooseClassifierConfig)

@@ -53,6 +53,13 @@ def make_norm(config: GooseConfig, width: int) -> nn.Module:
     return kind(width, eps=config.norm_eps)
 
 
+def mean_cross_entropy(logits_NV: Tensor, labels_N: Tensor, number: Tensor | int | None = None) -> Tensor:
+    """Sum over the labels that are not -100, in nats, over their number or the given one; 0 where there are none."""
+    # PyTorch's own mean over no label is 0 / 0.
+    total = F.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
+    return total / ((labels_N != -100).sum().clamp_min(1) if number is None else number)
+
+
 def refuse_embeddings(keywords: Mapping[str, Any]) -> None:
     """Raises: ValueError: transformers' inputs_embeds are among the keywords."""
     if keywords.get("inputs_embeds") is not None:
@@ -214,10 +221,7 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
         logits_BLV = self.lm_head(last_BLC if self.narrow is None else self.narrow(last_BLC))
         loss = None
         if labels is not None:
-            targets_N = labels[:, 1:].flatten()
-            total = F.cross_entropy(logits_BLV[:, :-1].float().flatten(0, 1), targets_N, reduction="sum")
-            counted = (targets_N != -100).sum().clamp_min(1)
-            loss = total / (counted if num_items_in_batch is None else num_items_in_batch)
+            loss = mean_cross_entropy(logits_BLV[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), num_items_in_batch)
         return GooseCausalLMOutput(loss, logits_BLV, backbone.state, backbone.hidden_states)
 
     def prepare_inputs_for_generation(

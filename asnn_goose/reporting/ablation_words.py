@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Sequence
 
-from asnn_goose.reporting.comparison import FinishedRun, changed_settings
-from asnn_goose.reporting.effects import ALPHA, Effect, Summary
+from asnn_goose.reporting.comparison import FinishedRun
+from asnn_goose.reporting.effects import ALPHA, Effect, Summary, changes_nothing
 from asnn_goose.reporting.ladder import Ladder
 from asnn_goose.reporting.markdown import duration, integer, number, quantity
 from asnn_goose.reporting.seeds import interval_words, pair_key
@@ -187,11 +187,11 @@ def _only_by_itself(effect: Effect) -> bool:
 
 
 def _shows_noise(effect: Effect, found: Sequence[Effect]) -> bool:
-    """Whether a version repeats its parent's settings with other seeds, so that its ratio is noise."""
-    if effect.delta is None or effect.delta.paired:
+    """Whether a version has a ratio, and changes nothing."""
+    if effect.delta is None:
         return False
     parent = next(other.rung for other in found if other.rung.version == effect.rung.parent)
-    return not changed_settings(parent.runs[0], effect.rung.runs[0], arithmetic=False)
+    return changes_nothing(effect.rung.runs, parent.runs)
 
 
 def _noise_sentence(effect: Effect) -> str:

@@ -131,12 +131,17 @@ def _energy_ratio(run: FinishedRun) -> float | None:
     return None if joules is None or energy is None else joules / energy.teacher_joules_per_token
 
 
+def changes_nothing(runs: SeedGroup, parent_runs: SeedGroup) -> bool:
+    """Whether a version repeats its parent's settings, so that its ratio, always unpaired, is what noise makes."""
+    return not changed_settings(parent_runs[0], runs[0], arithmetic=False)
+
+
 def _delta(runs: SeedGroup, parent_runs: SeedGroup) -> Delta | None:
     if not runs or not parent_runs:
         return None
     means = unpaired(runs, parent_runs)
-    # Of equal settings a pair is one computation done twice, which tells nothing of noise.
-    if not changed_settings(parent_runs[0], runs[0], arithmetic=False):
+    # A pair of these is one computation done twice, which tells nothing of noise.
+    if changes_nothing(runs, parent_runs):
         return means
     pairs = paired(runs, parent_runs)
     if pairs is None or (pairs.n == 1 and means is not None and means.low is not None):

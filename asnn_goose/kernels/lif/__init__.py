@@ -83,6 +83,7 @@ def _run(op: str, current, threshold, decay, v0, dynamics: Dynamics, backend: st
         backend, current.device, current.dtype, threshold=threshold, decay=decay, v0=v0, **dynamics._asdict()
     )
     log_choice(op, choice)
+    # Nothing to compute: the plain form gives results and gradients their shapes, and the compiled ones want elements.
     if current.numel() == 0:
         choice = "reference"
     if choice == "numba":

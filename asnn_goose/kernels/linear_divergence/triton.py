@@ -91,17 +91,8 @@ def _tile_kernel(
         offset_t = (centre_t.to(tl.float64) - t_max) / T - log_z_t
         offset = (offset_t - offset_s).to(tl.float32)
 
-    entropy, picked, sum_p, sum_q, p_gap, p_lp, p_lq, q_lq, p_gap_lp = (
-        zero,
-        zero,
-        zero,
-        zero,
-        zero,
-        zero,
-        zero,
-        zero,
-        zero,
-    )
+    entropy, picked = zero, zero
+    sum_p, sum_q, p_gap, p_lp, p_lq, q_lq, p_gap_lp = zero, zero, zero, zero, zero, zero, zero
     for start in range(0, V, BLOCK):
         columns = start + lanes
         inside = columns < V

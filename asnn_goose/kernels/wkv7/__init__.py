@@ -114,6 +114,7 @@ def wkv7(
         tokens=r.shape[1], diagonal=a is None, key_size=r.shape[-1], value_size=v.shape[-1],
     )  # fmt: skip
     log_choice("wkv7", choice)
+    # Nothing to compute: the plain form gives results and gradients their shapes, and the others want elements.
     if r.shape[0] == 0:
         choice = "reference"
     dtype = wide_dtype(r.dtype)
