@@ -64,6 +64,7 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4,
         initializer_range=0.5,
         tie_word_embeddings=True,
+        max_position_embeddings=200_000,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     bytes_tokenizer().save_pretrained(folder)

@@ -113,9 +113,9 @@ class TaskTrainConfig(Settings):
     """Name of this group, as --scale gives it."""
     epochs: PositiveFloat = 2.0
     """Passes over the training texts; rounded to whole optimiser steps."""
-    length: PositiveFloat = 1.0
+    length: float = Field(default=1.0, gt=0.0, le=1e6)
     """Length of the run as a multiple of what epochs says."""
-    general_length: PositiveFloat = 1.0
+    general_length: float = Field(default=1.0, gt=0.0, le=1e6)
     """Length of the first stage as a multiple of what general.tokens says."""
     batch_size: PositiveInt = 16
     """Texts per optimiser step."""

@@ -10,6 +10,8 @@ from asnn_goose.config.settings import Settings
 
 FEWEST_KEPT = 16
 """Fewest tokens that a store may cut at: a tail that holds almost everything is no smooth function of T any more."""
+TEMPERATURES_KEPT = (1.0, 5.0)
+"""Temperatures at which a store has the tail, as kernels/linear_divergence/tail.py keeps it."""
 
 
 class TemperatureConfig(Settings):
@@ -166,11 +168,27 @@ class DistillationConfig(Settings):
                 f"targets topk need the loss tail_bucket_kl, whose k they keep, with a k of {FEWEST_KEPT} or more: set "
                 "targets to hidden"
             )
+        low, high = TEMPERATURES_KEPT
+        outside = [value for value in self._temperatures() if not low <= value <= high]
+        if self.targets == "topk" and outside:
+            raise ValueError(
+                f"targets topk serve temperatures from {low:g} to {high:g}, and temperature or curriculum.temperatures "
+                f"can go to {outside[0]:g}: move these, or set targets to hidden"
+            )
         if self.targets == "hidden" and (beyond := sorted(names & set(PROJECTION_TERMS))):
             raise ValueError(
                 f"targets hidden hold no attention projections, which {', '.join(beyond)} needs: set targets to online"
             )
         return self
+
+    def _temperatures(self) -> list[float]:
+        """Between which T can lie in the course of a run."""
+        temperature, curriculum = self.temperature, self.curriculum
+        if temperature.mode != "fixed":
+            return [temperature.low, temperature.high]
+        if curriculum is not None and curriculum.temperatures is not None:
+            return list(curriculum.temperatures)
+        return [temperature.init, *([] if temperature.ramp is None else [temperature.ramp.start])]
 
     @model_validator(mode="after")
     def _stages_set_what_nothing_else_does(self):

@@ -15,6 +15,7 @@ from asnn_goose.config.classifier import ClassifierExperiment
 from asnn_goose.config.flags import COMMAND_LINE, Flags, help_text, parse_flags
 from asnn_goose.config.keys import IDENTITY, explain, flatten, groups, hint, nearest
 from asnn_goose.config.schema import Experiment
+from asnn_goose.config.yaml_text import load_yaml
 from asnn_goose.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -37,7 +38,7 @@ RESOLVED = {
     "train.precision": "precision",
 }
 """Keys that the fingerprint replaces by what they came to: a name or a folder may hold other bytes tomorrow, and auto
-means something else on another machine. The student's token map equals the teacher's, whose hash so covers it."""
+means something else on another machine. A tokenizer that is not an asset's adds what it made of the text."""
 
 CLASSIFIER_RESOLVED = {
     "teacher.name": "teacher",
@@ -224,6 +225,9 @@ def _experiment_layers(name: str, picks: Mapping[str, str], root: Path, with_fil
     # A version's question and change are its own, so its ancestors' are left out.
     layers = [_Layer(source, {key: values[key] for key in IDENTITY if key in values}) for source, values in chain[-1:]]
     layers.append(_group_layer("train", picks["train"], root, " (--scale)"))
+    named = {key for _, values in chain for key, value in values.items() if isinstance(value, str)}
+    # Where no file of the chain names a group by a file of it, the picked one lies under what they say of its keys.
+    layers += [_group_layer(key, picks[key], root, f" (--{key})") for key in with_files if key in picks.keys() - named]
     for source, values in chain:
         for key, value in values.items():
             if key == "train" and isinstance(value, str):
@@ -248,7 +252,11 @@ def _read(kind: str, name: str, root: Path, blame: str, named: str | None = None
         noun, known = "scale" if kind == "train" else kind, ", ".join(names) or "none"
         raise UserError(f"no {noun} named {name!r}{blame}; there is {known}{hint(nearest(str(name), names))}")
     source = f"{root.name}/{kind}/{name}.yaml"
-    values = _mapping((root / kind / f"{name}.yaml").read_text(encoding="utf-8"), source)
+    try:
+        text = (root / kind / f"{name}.yaml").read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: not UTF-8 at byte {error.start}: save it as UTF-8") from error
+    values = _mapping(text, source)
     if named in values:
         raise UserError(f"{source}: {named} = {values[named]!r}: leave it out, the file's name says it")
     return source, {named: name, **values} if named else values
@@ -260,7 +268,9 @@ def _names(folder: Path) -> list[str]:
 
 def _mapping(text: str, source: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
+        values = load_yaml(text)
+    except RecursionError as error:
+        raise UserError(f"{source}: nested too deeply to be a configuration") from error
     except (yaml.YAMLError, ValueError) as error:  # of a date that there is not, yaml lets datetime complain
         line, what = "", " ".join(str(error).split())
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:

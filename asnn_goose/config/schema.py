@@ -138,7 +138,7 @@ class TrainConfig(Settings):
     """Length of the run in training tokens; rounded down to whole optimiser steps."""
     steps: PositiveInt | None = None
     """Length of the run in optimiser steps, instead of tokens."""
-    length: PositiveFloat = 1.0
+    length: float = Field(default=1.0, gt=0.0, le=1e6)
     """Length of the run as a multiple of what tokens or steps say."""
     batch_size: PositiveInt = 4
     """Windows per micro-batch and process."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from asnn_goose.assets import ASSETS, did_you_mean, fetch
 from asnn_goose.config.schema import DataConfig
+from asnn_goose.data.hub import load_from_hub
 from asnn_goose.data.near_duplicates import keep_first_of_near_duplicates
 from asnn_goose.errors import UserError
 
@@ -161,7 +162,7 @@ def _jsonl(path: Path, text_field: str) -> Iterator[str]:
         if line.strip():
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number} is not JSON ({error}): mend or remove it") from error
             if not isinstance(record, dict):
                 raise UserError(f"{path}, line {number} is no JSON object: write one object with {text_field!r} a line")
@@ -189,24 +190,7 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
 
 def _from_hub(name: str, text_field: str) -> tuple[str, str, Iterable[str]]:
     """Texts of a data set of the hub (``id:configuration`` if it has several): its train split, or all without one."""
-    import datasets
-
-    identity, _, configuration = name.partition(":")
-    try:
-        loaded = datasets.load_dataset(identity, configuration or None)
-    except ValueError as error:
-        if "Config name is missing" not in str(error) and "BuilderConfig" not in str(error):
-            raise
-        names = datasets.get_dataset_config_names(identity)
-        raise UserError(
-            f"data.name {name!r} must say which configuration: "
-            f"write {identity}:NAME with NAME one of {', '.join(names)}"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"the data set {name!r} is neither in the hub's cache nor reachable: connect to the hub, check "
-            "data.name, or use data.source asset or files"
-        ) from error
+    loaded = load_from_hub(name, "data")
     parts = [loaded["train"]] if "train" in loaded else [loaded[split] for split in sorted(loaded)]
     for part in parts:
         if text_field not in part.column_names:

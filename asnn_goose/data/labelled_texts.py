@@ -99,7 +99,8 @@ class TrainingTexts(Iterator[LabelledBatch]):
     """Endless batches of a split. Each epoch reads every text once, in an order drawn from (seed, epoch).
 
     The epoch's order is cut into pools of POOL batches; within one the texts are sorted by length and cut into
-    batches, which are shuffled. The last batch of an epoch may be smaller. The whole state is a number of batches.
+    batches, which are shuffled. Where batch_size does not divide the number of texts, one batch of the last pool holds
+    the rest, its longest texts. The whole state is a number of batches.
     """
 
     def __init__(self, texts: LabelledTexts, batch_size: int, seed: int):

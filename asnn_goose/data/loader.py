@@ -55,11 +55,6 @@ class TrainingWindows(Iterator[Batch]):
         self._batch_size, self._seed, self._rank, self._world_size = batch_size, seed, rank, world_size
         self._epoch, self._index = 0, 0
 
-    @property
-    def length_tokens(self) -> int:
-        """Tokens of one epoch."""
-        return self._tokens_WL.size
-
     def __next__(self) -> Batch:
         position = self._epoch * self.windows + self._index
         first = position + self._rank * self._batch_size

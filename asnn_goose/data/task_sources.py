@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from asnn_goose.assets import ASSETS, did_you_mean, fetch
 from asnn_goose.config.task import TaskConfig
 from asnn_goose.data.corpora import is_encodable
+from asnn_goose.data.hub import load_from_hub
 from asnn_goose.errors import UserError
 
 FILE_TYPES = (".csv", ".tsv", ".jsonl")
@@ -168,7 +169,7 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if line.strip():
             try:
                 values = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number} is not JSON ({error}): mend or remove it") from error
             if not isinstance(values, dict):
                 raise UserError(f"{path}, line {number} is no JSON object: write one object a line")
@@ -206,21 +207,7 @@ def _from_hub(config: TaskConfig) -> Source:
     """
     import datasets
 
-    identity, _, configuration = config.name.partition(":")
-    try:
-        loaded: Any = datasets.load_dataset(identity, configuration or None)
-    except ValueError as error:
-        if "Config name is missing" not in str(error) and "BuilderConfig" not in str(error):
-            raise
-        names = ", ".join(datasets.get_dataset_config_names(identity))
-        raise UserError(
-            f"task.name {config.name!r} must say which configuration: write {identity}:NAME with NAME one of {names}"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"the data set {config.name!r} is neither in the hub's cache nor reachable: connect to the hub, check "
-            "task.name, or use task.source asset or files"
-        ) from error
+    loaded = load_from_hub(config.name, "task")
     if "train" not in loaded:
         raise UserError(f"the data set {config.name!r} has no train split, only {', '.join(sorted(loaded))}")
     _field(loaded["train"].features, config.label_field, "label_field", f"the data set {config.name}")

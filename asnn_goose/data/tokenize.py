@@ -36,13 +36,11 @@ class TokenShard:
     """uint16 or uint32 [N], memory-mapped."""
     starts: np.ndarray
     """int64 [D + 1]: document i is tokens[starts[i]:starts[i + 1]], its end-of-text token included."""
-    bytes_: np.ndarray
-    """int64 [D]: length of each document's text in UTF-8 bytes."""
     key: str
     """Hexadecimal sha256 of what the shard was made from."""
     token_bytes: np.ndarray
     """uint16 [N], memory-mapped: UTF-8 bytes of text that each token covers, 0 for end-of-text; a document's add up to
-    its ``bytes_``."""
+    its text's."""
 
 
 def tokenise(
@@ -100,13 +98,13 @@ def _key(corpus: Corpus, splits: Mapping[str, Sequence[Document]], backend: Toke
 
 def _map(folder: Path) -> dict[str, np.ndarray]:
     mapped = {field: np.load(folder / f"{field}.npy", mmap_mode="r") for field in ("tokens", "token_bytes")}
-    return mapped | {field: np.load(folder / f"{field}.npy") for field in ("starts", "bytes_")}
+    return mapped | {"starts": np.load(folder / "starts.npy")}
 
 
 def _encode_split(documents: Sequence[Document], backend: Tokenizer, eos: int) -> dict[str, np.ndarray]:
-    dtype = np.uint16 if max(backend.get_vocab_size(), eos + 1) <= 2**16 else np.uint32
+    dtype = np.uint16 if max(*backend.get_vocab().values(), eos) < 2**16 else np.uint32
     pieces = _byte_lengths(backend)
-    tokens, token_bytes, lengths = [], [], []
+    tokens, token_bytes = [], []
     most = np.iinfo(np.uint16).max
     for document, ids, covered in _encoded(documents, backend, pieces):
         if covered.max(initial=0) > most:
@@ -117,13 +115,11 @@ def _encode_split(documents: Sequence[Document], backend: Tokenizer, eos: int) -
             )
         tokens.append(np.append(ids, eos).astype(dtype))
         token_bytes.append(np.append(covered, 0).astype(np.uint16))
-        lengths.append(len(document.text.encode()))
     starts = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
     return {
         "tokens": np.concatenate(tokens),
         "token_bytes": np.concatenate(token_bytes),
         "starts": starts,
-        "bytes_": np.array(lengths, dtype=np.int64),
     }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from asnn_goose.assets import ASSETS, fetch
 from asnn_goose.errors import UserError
 from asnn_goose.huggingface import import_transformers, quiet_transformers
-from asnn_goose.models.pretrained import block_list, capturing, weights_fingerprint
+from asnn_goose.models.pretrained import block_list, capturing, model_fingerprint, weights_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ def load_encoder(name_or_path: str) -> Encoder:
     """
     # What pools the states for a head is not part of them, and not every body is saved with it.
     model, tokenizer = _read(name_or_path, import_transformers().AutoModel, POOLER)
-    return Encoder(name_or_path, model, tokenizer, weights_fingerprint(name_or_path, encoder_source(name_or_path)))
+    return Encoder(name_or_path, model, tokenizer, model_fingerprint(name_or_path, encoder_source(name_or_path)))
 
 
 def load_classifier(name_or_path: str) -> Encoder:
@@ -106,11 +106,12 @@ def load_classifier(name_or_path: str) -> Encoder:
         UserError: what :func:`load_encoder` raises; a model without a trained head.
     """
     model, tokenizer = _read(name_or_path, import_transformers().AutoModelForSequenceClassification, frozenset())
+    # Of the weights alone: the rest follows from what the folder's name is a digest of.
     return Encoder(name_or_path, model, tokenizer, weights_fingerprint(name_or_path, encoder_source(name_or_path)))
 
 
 def new_classifier(name_or_path: str, labels: Sequence[str]) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
-    """That model under a head for ``labels``, which is to be trained; its tokenizer; the fingerprint of its weights.
+    """That model under a head for ``labels``, which is to be trained; its tokenizer; its fingerprint.
 
     Raises:
         UserError: what :func:`load_encoder` raises.
@@ -120,7 +121,7 @@ def new_classifier(name_or_path: str, labels: Sequence[str]) -> "tuple[PreTraine
     # A body that was taught another task comes with a head of another shape.
     options["ignore_mismatched_sizes"] = True
     model, tokenizer = _read(name_or_path, import_transformers().AutoModelForSequenceClassification, HEAD, **options)
-    return model, tokenizer, weights_fingerprint(name_or_path, encoder_source(name_or_path))
+    return model, tokenizer, model_fingerprint(name_or_path, encoder_source(name_or_path))
 
 
 def require_same_classes(student_labels: Sequence[str], teacher_labels: Sequence[str]) -> None:
@@ -175,7 +176,7 @@ def _read(
         with quiet_transformers():
             model, report = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
             tokenizer = import_transformers().AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".:")
         raise UserError(
             f"no model that reads whole texts can be read from teacher.name {name!r} ({reason}): check the name and "

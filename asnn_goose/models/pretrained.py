@@ -83,7 +83,8 @@ def read_causal_lm(name: str, source: str, dtype: torch.dtype) -> "tuple[PreTrai
                     raise
                 logger.info("fetching model %s from the hub", name)
                 model, report, tokenizer = read(local_files_only=False)
-    except (OSError, ValueError, SafetensorError) as error:
+    # A damaged tokenizer.json is a KeyError, and weights of another shape than config.json says a RuntimeError.
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".:")
         if is_folder:
             raise UserError(
@@ -104,6 +105,17 @@ def read_causal_lm(name: str, source: str, dtype: torch.dtype) -> "tuple[PreTrai
     return model, tokenizer
 
 
+def model_fingerprint(name: str, source: str) -> str:
+    """:func:`weights_fingerprint`, with the sha256 of config.json unless the model is an asset, whose file is pinned.
+
+    The same weights under another epsilon, rotary base or scale of the logits are another model.
+    """
+    weights = weights_fingerprint(name, source)
+    if name in ASSETS:
+        return weights
+    return hashlib.sha256((weights + remembered_sha256(_folder(source) / "config.json")).encode()).hexdigest()
+
+
 def weights_fingerprint(name: str, source: str) -> str:
     """Hexadecimal sha256 of the weight file; of the files' sha256s, in the order of their names, if there are several.
 
@@ -114,12 +126,17 @@ def weights_fingerprint(name: str, source: str) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _weight_files(name: str, source: str) -> list[Path]:
-    folder = Path(source)
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
+def _folder(source: str) -> Path:
+    """Where the files of a folder, or of a hub id that is in the hub's cache, lie."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import try_to_load_from_cache
 
-        folder = Path(str(try_to_load_from_cache(source, "config.json"))).parent
+    return Path(str(try_to_load_from_cache(source, "config.json"))).parent
+
+
+def _weight_files(name: str, source: str) -> list[Path]:
+    folder = _folder(source)
     for file in ("model.safetensors", "pytorch_model.bin"):
         if (folder / file).is_file():
             return [folder / file]
@@ -131,9 +148,10 @@ def _weight_files(name: str, source: str) -> list[Path]:
 
 def block_list(model: "PreTrainedModel") -> tuple[nn.Module, nn.ModuleList] | None:
     """The outermost list with as many entries as there are layers, and the module that holds it; None without one."""
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     for parent in model.modules():
         for child in parent.children():
-            if isinstance(child, nn.ModuleList) and len(child) == model.config.num_hidden_layers:
+            if isinstance(child, nn.ModuleList) and len(child) == layers:
                 return parent, child
     return None
 

@@ -4,6 +4,7 @@ Shape suffixes: B windows, L tokens, V vocabulary (without padding rows), E teac
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from asnn_goose.config.hardware import native_bfloat16
 from asnn_goose.errors import UserError
-from asnn_goose.models.pretrained import block_list, capturing, local_folder, read_causal_lm, weights_fingerprint
+from asnn_goose.models.pretrained import block_list, capturing, local_folder, model_fingerprint, read_causal_lm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,16 +41,16 @@ class Teacher:
     def __init__(self, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", fingerprint: str):
         self.name = name
         self.fingerprint = fingerprint
-        """Hexadecimal sha256 of the weight file (of the list of sha256s, if there are several)."""
+        """Hexadecimal; what :func:`asnn_goose.models.pretrained.model_fingerprint` says."""
         self.tokenizer = tokenizer
-        self.vocab_size = len(tokenizer)
-        """Tokens of the tokenizer; rows that pad the model's head beyond it are sliced off everywhere."""
+        self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        """Up to the tokenizer's highest id; rows that pad the model's head beyond it are sliced off everywhere."""
         self.model = model.requires_grad_(False).eval()
         self._stack, self._blocks = _blocks(name, model)
         rows = self._embedding("output").shape[0]
         if rows < self.vocab_size:
             raise UserError(
-                f"teacher {name!r} has {rows} output rows for the {self.vocab_size} tokens of its tokenizer: use the "
+                f"teacher {name!r} has {rows} output rows for the {self.vocab_size} ids of its tokenizer: use the "
                 "tokenizer that it was trained with"
             )
 
@@ -61,7 +62,12 @@ class Teacher:
     @property
     def hidden_size(self) -> int:
         """E, channels of the residual stream."""
-        return self.model.config.hidden_size
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def longest(self) -> float:
+        """Tokens that it was made to read at once; infinite where its configuration sets no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
     @property
     def num_layers(self) -> int:
@@ -130,17 +136,17 @@ class Teacher:
 
     @property
     def head_weight_VE(self) -> Tensor:
-        """Output projection, a float32 copy: logits_BLV = final_norm(hidden[num_layers]) @ head_weight_VE.T.
+        """Output projection, a float32 copy: logits_BLV = states_BLE @ head_weight_VE.T.
 
         Raises:
             UserError: the head has a bias, or the logits are scaled or capped afterwards.
         """
         weight = self._embedding("output")
-        output = self(torch.arange(4, device=weight.device)[None] % self.vocab_size, (self.num_layers,))
+        ids_BL = torch.arange(4, device=weight.device)[None] % self.vocab_size
         with torch.no_grad():
-            product_BLV = F.linear(self.final_norm(output.hidden[self.num_layers]), weight)[..., : self.vocab_size]
+            product_BLV = F.linear(self.states(ids_BL), weight)[..., : self.vocab_size]
         # The same product in the same dtype; the tolerance is two steps of bfloat16.
-        if not torch.allclose(product_BLV.float(), output.logits_BLV.float(), rtol=2**-7, atol=1e-4):
+        if not torch.allclose(product_BLV.float(), self(ids_BL).logits_BLV.float(), rtol=2**-7, atol=1e-4):
             raise UserError(
                 f"teacher {self.name!r} ({type(self.model).__name__}) has no plain head (its logits get a bias, a scale"
                 " or a cap), and the losses start from its last states: choose a teacher with one"
@@ -226,7 +232,7 @@ def load_teacher(name_or_path: str, dtype: str = "auto", device: str = "cpu") ->
         raise UserError(f"teacher.dtype is {dtype!r}: choose auto, {' or '.join(DTYPES)}")
     source = str(local_folder(name_or_path) or name_or_path)
     model, tokenizer = read_causal_lm(name_or_path, source, DTYPES[dtype])
-    fingerprint = weights_fingerprint(name_or_path, source)
+    fingerprint = model_fingerprint(name_or_path, source)
     nn.Module.to(model, device)
     teacher = Teacher(name_or_path, model, tokenizer, fingerprint)
     _require_causal(teacher)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asnn_goose.assets import ASSETS
 from asnn_goose.cache import cache_root
 from asnn_goose.config import Experiment, fingerprint
 from asnn_goose.config.losses import TopKDivergence
@@ -125,8 +126,13 @@ def prepare(experiment: Experiment) -> Setting:
     if experiment.student.tokenizer is not None:
         tokenizer = load_tokenizer(experiment.student.tokenizer)
         require_same_vocabulary(teacher.tokenizer, tokenizer)
-    text = read_text(experiment, tokenizer)
     data, train = experiment.data, experiment.train
+    if data.window > teacher.longest:
+        raise UserError(
+            f"data.window {data.window} is above the {teacher.longest} tokens that teacher {teacher.name!r} reads: "
+            "lower it"
+        )
+    text = read_text(experiment, tokenizer)
     windows = TrainingWindows(
         text.shards["train"], data.window, train.batch_size, experiment.seed, engine.rank, engine.world_size
     )
@@ -246,7 +252,10 @@ def make_balancer(experiment: Experiment) -> Balancer:
 
 def resolved(experiment: Experiment, engine: Engine, teacher: Teacher, text: Text) -> dict[str, str]:
     """What the automatic choices came to, for the fingerprint."""
-    return {
+    # An asset's tokenizer is pinned with it; another may split the text into other tokens of the same vocabulary.
+    given = experiment.student.tokenizer is not None or experiment.teacher.name not in ASSETS
+    tokens = {"tokens": text.shards["train"].key} if given else {}
+    return tokens | {
         "teacher": teacher.fingerprint,
         "teacher_dtype": str(teacher.dtype).removeprefix("torch."),
         "corpus": text.corpus_key,

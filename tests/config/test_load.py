@@ -130,6 +130,27 @@ def test_a_picked_file_stands_in_under_the_versions_own_change(root: Path):
     assert invocation.overrides == {"student": "large"}
 
 
+def test_a_picked_file_lies_under_a_group_that_no_file_of_the_chain_names(tmp_path: Path):
+    inline = FILES["experiment/base"].replace("student: small", "student: {layers: 3}")
+    root = write(
+        tmp_path, FILES | {"experiment/inline": inline, "student/binary": "{layers: 9, neuron: {kind: binary}}"}
+    )
+    assert load(root, "inline").student.neuron.kind == "ternary"
+    picked = load(root, "inline", "--student", "binary")
+    assert (picked.student.layers, picked.student.neuron.kind) == (3, "binary")
+
+
+def test_off_is_a_word(tmp_path: Path):
+    root = write(tmp_path, FILES | {"experiment/v": "{parent: base, question: q, change: c, train: {wandb: off}}"})
+    assert load(root, "v").train.wandb == "off"
+
+
+def test_a_file_that_is_not_utf8_is_one_sentence(tmp_path: Path):
+    root = write(tmp_path, FILES)
+    (root / "experiment" / "v.yaml").write_bytes(b"question: \xff")
+    assert complaint(root, "v") == "configs/experiment/v.yaml: not UTF-8 at byte 10: save it as UTF-8"
+
+
 def test_default_scale_follows_the_hardware(root: Path, monkeypatch: pytest.MonkeyPatch):
     import torch
 
@@ -197,6 +218,18 @@ V = "configs/experiment/v.yaml"
         ("{parent: null, question: q}", f"change is missing ({V})"),
         ("parent: [", f"{V}: not valid YAML in line 1: .*"),
         ("change: 2020-13-45", f"{V}: not valid YAML: month must be in 1..12"),
+        (
+            "parent: base\nstudent: small\nstudent: {layers: 3}",
+            f"{V}: not valid YAML in line 3: the key student stands twice.*",
+        ),
+        ("{parent: base, train: {lr: true}}", f"train.lr = True ({V}): must be a number above 0"),
+        ("{parent: base, seed: true}", f"seed = True ({V}): must be a whole number at least 0 and below .*"),
+        ("{parent: base, train: {monitor_gradients: 1}}", f"train.monitor_gradients = 1 ({V}): must be true or false"),
+        (
+            "{parent: base, train: {length: 1e308}}",
+            f"train.length = '1e308' ({V}): must be a number above 0 and at most 1e.06",
+        ),
+        ("[" * 2000, f"{V}: nested too deeply to be a configuration"),
         ("just words", f"{V}: must be a mapping of keys to values"),
     ],
 )

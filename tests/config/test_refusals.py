@@ -19,7 +19,6 @@ def refusal(*flags: str, version: str = "v11_1") -> str:
     ("key", "version"),
     [
         ("train.lr", "v10"),
-        ("train.length", "v10"),
         ("train.weight_decay", "v10"),
         ("distillation.temperature.lambda_max", "v11_1"),
         ("distillation.losses.forward_kl.weight", "v10"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets.config
 import pyarrow
 import pytest
+from datasets.exceptions import DatasetGenerationError
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -86,6 +87,7 @@ def test_near_duplicates_are_dropped_at_the_configured_overlap(tmp_path):
         ),
         ("a.jsonl", b'{"text": 3}', r"line 1 has a int in field 'text'"),
         ("a.jsonl", b'\n{"text": ', r"a\.jsonl, line 2 is not JSON"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1 is not JSON"),
         ("a.jsonl", b"[1]", r"line 1 is no JSON object"),
         (
             "a.jsonl",
@@ -143,6 +145,33 @@ def test_a_data_set_gives_its_train_split(tmp_path, monkeypatch):
     assert _texts(corpus) == ["train"]
     with pytest.raises(UserError, match=r"no field 'text': set data\.text_field to 'body'"):
         load_corpus(DataConfig(source="hub", name=str(tmp_path / "set")))
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ValueError("Config name is missing.\nPick one"), r"must say which configuration: write nobody/set:NAME"),
+        (ValueError("There are multiple 'set' configurations in the cache: a, b"), r"must say which configuration"),
+        (
+            ValueError("Couldn't find cache for nobody/set for config 'a'"),
+            "is neither in the hub's cache nor reachable",
+        ),
+        (
+            RuntimeError("Dataset scripts are no longer supported"),
+            r"cannot be read \(Dataset scripts .*use data\.source",
+        ),
+        (DatasetGenerationError("unlike\ncolumns"), r"cannot be read \(unlike columns\)"),
+    ],
+)
+def test_what_the_hubs_library_refuses_is_one_sentence(monkeypatch, error: Exception, sentence: str):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(UserError, match=f"'nobody/set' {sentence}") as said:
+        load_corpus(DataConfig(source="hub", name="nobody/set"))
+    assert "\n" not in str(said.value)
 
 
 def test_no_way_to_the_hub_is_one_sentence(monkeypatch):

@@ -25,7 +25,6 @@ def shard(windows: int = 10) -> TokenShard:
     return TokenShard(
         tokens=np.arange(count, dtype=np.uint16),
         starts=np.array([0, count]),
-        bytes_=np.array([count]),
         key="key",
         token_bytes=np.ones(count, dtype=np.uint16),
     )

@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _shard(starts: Sequence[int] = (0, 122)) -> TokenShard:
     tokens = np.random.default_rng(0).integers(0, V, WINDOWS * WINDOW + 2).astype(np.uint16)
-    return TokenShard(tokens, np.array(starts), np.zeros(len(starts) - 1, np.int64), "key", np.zeros_like(tokens))
+    return TokenShard(tokens, np.array(starts), "key", np.zeros_like(tokens))
 
 
 def _store(shard: TokenShard | None = None, fingerprint: str = "teacher", dtype: str = "torch.bfloat16", **changes):

@@ -4,6 +4,9 @@ Shape suffixes: B windows, L tokens, V vocabulary, E teacher width.
 """
 
 import hashlib
+import json
+import logging
+import math
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -21,6 +24,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -52,6 +57,11 @@ def _gpt2() -> GPT2LMHeadModel:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=PADDED, n_embd=32, n_layer=2, n_head=2, n_positions=16))
     torch.nn.init.normal_(model.transformer.ln_f.bias)
     return model
+
+
+def _mpt() -> MptForCausalLM:
+    torch.manual_seed(0)
+    return MptForCausalLM(MptConfig(d_model=32, n_heads=2, n_layers=2, vocab_size=PADDED))
 
 
 def _gemma2(**keys) -> Gemma2ForCausalLM:
@@ -228,6 +238,26 @@ def test_parts_are_copies():
     assert teacher.final_norm_weight_E.sum() == 32
 
 
+def test_a_head_needs_no_norm_of_a_known_name():
+    torch.manual_seed(0)
+    teacher = _teacher(_mpt())
+    logits_BLV = F.linear(teacher.states(_ids()), teacher.head_VE)
+    torch.testing.assert_close(logits_BLV, teacher(_ids()).logits_BLV)
+    with pytest.raises(UserError, match=r"has no such part as a final norm, which student\.init needs"):
+        _ = teacher.final_norm
+
+
+def test_a_vocabulary_with_a_gap_reaches_up_to_its_highest_id():
+    words = {f"w{i}": i for i in range(VOCABULARY - 1)} | {"last": PADDED - 1}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "w0")), eos_token="w1")
+    assert Teacher("tiny", _llama(), tokenizer, "").vocab_size == PADDED
+
+
+def test_how_much_it_reads_at_once():
+    assert (_teacher(_gpt2()).longest, _teacher(_llama(max_position_embeddings=77)).longest) == (16, 77)
+    assert _teacher(_mpt()).longest == math.inf
+
+
 def test_parts_that_are_missing_are_named():
     gemma = _teacher(_gemma2(final_logit_softcapping=0.1))
     with pytest.raises(UserError, match=r"'tiny' .Gemma2ForCausalLM. has no plain head .*choose a teacher"):
@@ -243,11 +273,18 @@ def test_parts_that_are_missing_are_named():
 # Loading
 
 
-def test_a_folder_is_loaded_with_the_sha256_of_its_weights(tmp_path):
+def _fingerprint(weights: str, folder: Path) -> str:
+    """Of one digest of the weights and the configuration beside them."""
+    configuration = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    return hashlib.sha256((weights + configuration).encode()).hexdigest()
+
+
+def test_a_folder_is_loaded_with_a_fingerprint_of_weights_and_configuration(tmp_path):
     folder = _saved(tmp_path / "a teacher")
     teacher = load_teacher(str(folder), "float32")
     assert teacher.name == str(folder)
-    assert teacher.fingerprint == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert teacher.fingerprint == _fingerprint(weights, folder)
     assert (teacher.dtype, teacher.hidden_size, teacher.num_layers) == (torch.float32, 32, 3)
     assert not teacher.model.training
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
@@ -261,7 +298,18 @@ def test_several_weight_files_have_one_fingerprint(tmp_path):
     files = sorted(folder.glob("*.safetensors"))
     assert len(files) > 1
     digests = "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
-    assert load_teacher(str(folder), "float32").fingerprint == hashlib.sha256(digests.encode()).hexdigest()
+    weights = hashlib.sha256(digests.encode()).hexdigest()
+    assert load_teacher(str(folder), "float32").fingerprint == _fingerprint(weights, folder)
+
+
+def test_the_same_weights_under_another_configuration_are_another_teacher(tmp_path):
+    folder = _saved(tmp_path)
+    before = load_teacher(str(folder), "float32")
+    configuration = json.loads((folder / "config.json").read_text()) | {"rms_norm_eps": 0.5}
+    (folder / "config.json").write_text(json.dumps(configuration))
+    after = load_teacher(str(folder), "float32")
+    assert not torch.allclose(before.states(_ids()), after.states(_ids()))
+    assert before.fingerprint != after.fingerprint
 
 
 def test_a_missing_weight_is_refused_and_never_made_up(tmp_path):
@@ -273,11 +321,24 @@ def test_a_missing_weight_is_refused_and_never_made_up(tmp_path):
         load_teacher(str(folder))
 
 
-@pytest.mark.parametrize("damage", ["no weights", "cut weights", "no tokenizer", "no config"])
+def _damage_tokenizer(folder: Path) -> None:
+    facts = json.loads((folder / "tokenizer.json").read_text())
+    del facts["added_tokens"]
+    (folder / "tokenizer.json").write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize(
+    "damage", ["no weights", "cut weights", "other weights", "no tokenizer", "cut tokenizer", "no config"]
+)
 def test_a_folder_that_is_not_whole_is_one_sentence(tmp_path, damage):
     folder = _saved(tmp_path)
     if damage == "cut weights":
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    elif damage == "other weights":
+        other = _saved(tmp_path / "other", _llama(intermediate_size=64))
+        (other / "model.safetensors").rename(folder / "model.safetensors")
+    elif damage == "cut tokenizer":
+        _damage_tokenizer(folder)
     else:
         victim = {"no weights": "model.safetensors", "no tokenizer": "tokenizer.json", "no config": "config.json"}[
             damage
@@ -326,7 +387,8 @@ def test_a_model_in_the_hubs_cache_needs_no_network(tmp_path, monkeypatch):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
     teacher = load_teacher("you/tiny", "float32")
-    assert teacher.fingerprint == hashlib.sha256((snapshot / "model.safetensors").read_bytes()).hexdigest()
+    weights = hashlib.sha256((snapshot / "model.safetensors").read_bytes()).hexdigest()
+    assert teacher.fingerprint == _fingerprint(weights, snapshot)
     assert torch.equal(teacher(_ids()).logits_BLV, _teacher(_llama())(_ids()).logits_BLV)
 
 
@@ -341,7 +403,7 @@ def test_an_unknown_dtype_is_refused():
 
 
 def test_more_tokens_than_output_rows_is_refused():
-    with pytest.raises(UserError, match="39 output rows for the 40 tokens"):
+    with pytest.raises(UserError, match="39 output rows for the 40 ids"):
         _teacher(_llama(vocab_size=VOCABULARY - 1))
 
 
@@ -366,9 +428,15 @@ def test_a_tokenizer_is_read_alone(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_the_same_map_is_required():
+def test_the_same_map_is_required(caplog):
     words = [f"w{i}" for i in range(VOCABULARY)]
     require_same_vocabulary(_tokenizer(), _tokenizer(words))
+    assert not caplog.records
+    splitting = _tokenizer()
+    splitting.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    with caplog.at_level(logging.WARNING):
+        require_same_vocabulary(_tokenizer(), splitting)
+    assert "other rules for splitting text" in caplog.text
     permuted = [*words[:10], words[11], words[10], *words[12:]]
     for other in (permuted, words[:-1], [*words, "more"]):
         for pair in ((words, other), (other, words)):

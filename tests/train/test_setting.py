@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from tokenizers import normalizers
+from transformers import AutoTokenizer
 
 from asnn_goose.errors import UserError
 from asnn_goose.train.setting import prepare, seen_tokens
@@ -97,6 +99,17 @@ def test_the_fingerprint_knows_content_and_not_places(tiny_experiment, tiny_text
     assert prepare(tiny_experiment(student__neuron__backend="reference")).fingerprint != here
 
 
+def test_the_fingerprint_knows_what_a_tokenizer_makes_of_the_text(tiny_experiment, tiny_teacher, tmp_path):
+    """Of the same vocabulary; the teacher's own under another name changes nothing."""
+    own = AutoTokenizer.from_pretrained(tiny_teacher)
+    plain = prepare(tiny_experiment()).fingerprint
+    own.save_pretrained(tmp_path / "same")
+    assert prepare(tiny_experiment(student__tokenizer=str(tmp_path / "same"))).fingerprint == plain
+    own.backend_tokenizer.normalizer = normalizers.Lowercase()
+    own.save_pretrained(tmp_path / "lower")
+    assert prepare(tiny_experiment(student__tokenizer=str(tmp_path / "lower"))).fingerprint != plain
+
+
 def test_automatic_kernels_are_fingerprinted_as_what_they_came_to(tiny_experiment):
     automatic, named = (prepare(tiny_experiment(student__wkv_backend=b)).fingerprint for b in ("auto", "native"))
     assert automatic == named
@@ -122,6 +135,7 @@ def test_text_that_is_too_short_is_one_sentence(tiny_experiment):
             {"distillation": "tcs", "distillation__losses__tcs__k": 258, "distillation__temperature__mode": "fixed"},
             r"distillation\.losses\.tcs\.k 258 is above the 257 tokens",
         ),
+        ({"data__window": 200_001}, r"data\.window 200001 is above the 200000 tokens that teacher '.*' reads"),
         ({"student__hidden_neuron__backend": "snntorch"}, r"student\.hidden_neuron\.backend: "),
         ({"student__neuron__backend": "snntorch"}, r"student\.neuron\.backend: "),
     ],
