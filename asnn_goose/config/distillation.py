@@ -13,6 +13,9 @@ FEWEST_KEPT = 16
 TEMPERATURES_KEPT = (1.0, 5.0)
 """Temperatures at which a store has the tail, as kernels/linear_divergence/tail.py keeps it."""
 
+SETS_SIZES = ("gradient_norm", "gradnorm", "uncertainty")
+"""Modes of balance that work against a weight which changes in the course of a run."""
+
 
 class TemperatureConfig(Settings):
     """The softmax temperature of the distillation terms; learned is CTKD (arXiv 2211.16231)."""
@@ -71,8 +74,9 @@ class BalanceConfig(Settings):
     """How the terms' gradients are brought together, beyond their weights (train/balance.py)."""
 
     mode: Literal["none", "gradient_norm", "gradnorm", "uncertainty", "pcgrad", "project_kd"] = "none"
-    """none: the weights alone. gradient_norm: measured gradient norms in a fixed ratio. gradnorm, uncertainty: learned
-    weights. pcgrad: each term gives way where its gradient opposes another's. project_kd: all give way to ce."""
+    """none: the weights alone. gradient_norm: measured gradient norms in a fixed ratio. gradnorm: weights learned from
+    the configured ones on. uncertainty: learned weights, in which the configured ones cancel. pcgrad: each term gives
+    way where its gradient opposes another's. project_kd: all give way to ce."""
     ratio: PositiveFloat = 1.0
     """gradient_norm: norm of every term's gradient over that of ce."""
     every: PositiveInt = 10
@@ -135,18 +139,17 @@ class DistillationConfig(Settings):
             raise ValueError(f"balance.mode {mode} needs two or more losses: set it to none")
         if mode in ("gradient_norm", "project_kd") and "ce" not in terms:
             raise ValueError(f"balance.mode {mode} compares the losses with ce: give ce a weight")
-        for name, term in terms.items() if mode == "gradnorm" else ():
-            ramp, start = term.ramp, self.balance.start
-            if (term.weight == 0.0 and ramp is None) or (ramp is not None and ramp.start == 0.0 and ramp.begin > start):
-                raise ValueError(
-                    f"balance.mode gradnorm compares each loss with its value at balance.start ({start:g}), where the "
-                    f"weight of {name} is 0: drop the loss, or move its ramp and balance.start"
-                )
-        ramped = sorted(name for name, term in terms.items() if term.ramp is not None)
-        if mode == "gradient_norm" and ramped:
+        silent = [name for name, term in terms.items() if term.weight == 0.0]
+        if mode == "gradnorm" and silent:
             raise ValueError(
-                f"balance.mode gradient_norm sets the size of each gradient, so the ramp of {', '.join(ramped)} would "
-                "do nothing: drop one of the two"
+                f"balance.mode gradnorm compares each loss with its value at balance.start, and the weight of "
+                f"{silent[0]} is 0: drop the loss"
+            )
+        ramped = sorted(name for name, term in terms.items() if term.ramp is not None)
+        if mode in SETS_SIZES and ramped:
+            raise ValueError(
+                f"balance.mode {mode} sets the size of each gradient, so the ramp of {', '.join(ramped)} would be "
+                "undone: drop one of the two"
             )
         return self
 
@@ -227,8 +230,8 @@ class DistillationConfig(Settings):
         for name in (*tempered, "ce") if complement else tempered:
             if terms[name].ramp is not None:
                 raise ValueError(f"the ramp of {name} and curriculum.w_kd both set its weight: leave one of them out")
-        if self.balance.mode == "gradient_norm":
+        if self.balance.mode in SETS_SIZES:
             raise ValueError(
-                "balance.mode gradient_norm sets the size of each gradient, so curriculum.w_kd would do nothing: drop "
-                "one of the two"
+                f"balance.mode {self.balance.mode} sets the size of each gradient, so curriculum.w_kd would be undone: "
+                "drop one of the two"
             )

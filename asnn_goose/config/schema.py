@@ -156,7 +156,7 @@ class TrainConfig(Settings):
     lr_end: float = Field(default=0.1, ge=0.0, le=1.0)
     """Learning rate at the end, as a share of the peak (cosine)."""
     neuron_lr_factor: PositiveFloat = 1.0
-    """Learning rate of thresholds and decays, as a multiple of lr; they have no weight decay."""
+    """Learning rate of thresholds and decays, as a multiple of lr; under adamw they have no weight decay."""
     projector_lr_factor: PositiveFloat = 1.0
     """Learning rate of projectors and auxiliary heads, which exist in training only, as a multiple of lr."""
     warmup: float = Field(default=0.05, ge=0.0, le=1.0)
@@ -199,13 +199,18 @@ class TrainConfig(Settings):
     """Weights & Biases; auto: online for a user who is logged in, else offline."""
 
     @model_validator(mode="after")
-    def _both_momenta_fit(self):
+    def _dot_has_what_it_needs(self):
         mu, gap = self.momentum, self.momentum_gap
         if self.optimiser == "dot" and not gap <= mu < 1.0 - gap:
             raise ValueError(
                 f"momentum {mu} and momentum_gap {gap} must leave both momenta of dot, {mu} - {gap} and {mu} + {gap}, "
                 "at least 0 and below 1: move one of the two"
             )
+        for name, factor in {"neuron": self.neuron_lr_factor, "projector": self.projector_lr_factor}.items():
+            if self.optimiser == "dot" and factor != 1.0:
+                raise ValueError(
+                    f"optimiser dot has one learning rate, and {name}_lr_factor is {factor:g}: set it to 1"
+                )
         return self
 
     def step_tokens(self, window: int) -> int:

@@ -33,8 +33,9 @@ def standardised(x: Tensor) -> Tensor:
     """(x - mean) / deviation over channels; 0 without a gradient where all channels are alike, up to rounding."""
     centred = x - x.mean(-1, keepdim=True)
     deviation = centred.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-    varies = deviation > ROUNDING * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)
-    return torch.where(varies, centred / torch.where(varies, deviation, 1.0), 0.0)
+    # NaN compares false, and is to come out as NaN.
+    alike = deviation <= ROUNDING * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)
+    return torch.where(alike, 0.0, centred / torch.where(alike, 1.0, deviation))
 
 
 def _compare(formula: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor, mask: Tensor | None):
@@ -75,8 +76,8 @@ def channel_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) ->
 
     def formula(s: Tensor, t: Tensor) -> Tensor:
         size_D = t.square().mean(0)
-        used_D = size_D > SILENT * size_D.amax()
-        return torch.where(used_D, (s - t).square() / torch.where(used_D, size_D, 1.0), 0.0).mean(-1)
+        silent_D = size_D <= SILENT * size_D.amax()
+        return torch.where(silent_D, 0.0, (s - t).square() / torch.where(silent_D, 1.0, size_D)).mean(-1)
 
     return _compare(formula, student, teacher, mask)
 

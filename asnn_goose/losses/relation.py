@@ -18,8 +18,8 @@ from asnn_goose.kernels.unit_length import unit_length
 def _pairwise(states_PD: Tensor) -> Tensor:
     """Distances [P, P]; 0 on the diagonal, with a gradient of 0 there."""
     squares = (states_PD[:, None] - states_PD[None]).square().sum(-1)
-    apart = squares > 0
-    return torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)
+    alike = squares == 0.0
+    return torch.where(alike, 0.0, torch.where(alike, 1.0, squares).sqrt())
 
 
 def _check_rows(student_PD: Tensor, teacher_PE: Tensor) -> None:
@@ -114,7 +114,7 @@ def relation_kl(
 
     student, teacher = log_relation(student_BLD), log_relation(teacher_BLE.detach())
     p = teacher.exp()
-    alive = (p > 0) & mask[..., None]
+    alive = (p != 0.0) & mask[..., None]
     # Selected before the product: 0 * -inf is NaN in the value and in the gradient.
     gap = torch.where(alive, teacher, 0.0) - torch.where(alive, student, 0.0)
     rows = (torch.where(alive, p, 0.0) * gap).sum(-1)

@@ -29,6 +29,11 @@ def curves(material: Material) -> list[str]:
     if temperature.mode == "fixed":
         staged = None if curriculum is None else curriculum.temperatures
         value = f"fixed at {temperature.init:g}"
+        if temperature.ramp is not None:
+            begin, end = temperature.ramp.begin, temperature.ramp.end
+            value = (
+                f"{temperature.ramp.start:g} up to {begin:.0%} and {temperature.init:g} from {end:.0%} of the run on"
+            )
         if staged is not None:
             value = f"{', '.join(f'{t:g}' for t in staged)}, stage by stage"
         lines += [f"The distillation temperature is {value}.", ""]

@@ -122,7 +122,8 @@ def load(
     hash is part of the fingerprint.
 
     Raises:
-        UserError: there is no checkpoint, it cannot be read, or it belongs to another configuration.
+        UserError: there is no checkpoint, it cannot be read, or it belongs to another configuration or to code with
+            other parameters.
     """
     path = folder / NAME
     if not path.exists():
@@ -143,6 +144,13 @@ def load(
         raise UserError(
             f"{path} belongs to a run with fingerprint {content['fingerprint'][:8]}, and this configuration has "
             f"{fingerprint[:8]}: resume with the flags of that run, or start a new one"
+        )
+    known = dict(module.named_parameters()) | dict(module.named_buffers())
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if strange := (trained - content["parameters"].keys()) | (content["parameters"].keys() - known.keys()):
+        raise UserError(
+            f"{path} was written by code whose parameters have other names (first: {min(strange)}): resume with the "
+            "commit in provenance.json, or start a new run"
         )
     _copy(content["parameters"], module)
     for optimiser, state in zip(optimisers, content["optimisers"], strict=True):

@@ -76,7 +76,7 @@ def train_classifier(setting: ClassifierSetting, recorder: Recorder, progress: P
                     recorder.folder.checkpoints, setting.module, [setting.optimiser], parts(setting), progress,
                     setting.fingerprint,
                 )  # fmt: skip
-            if asked[0] and not last:
+            if asked[0]:
                 raise Interrupted
     progress.wall_seconds = started + time.monotonic() - session
 

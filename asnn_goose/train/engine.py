@@ -1,7 +1,7 @@
 """The distributed engine: the only file that knows Lightning Fabric."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -70,6 +70,18 @@ class Engine:
 
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         self._fabric.backward(loss, retain_graph=retain_graph)
+
+    def unwrapped(self, module: Any) -> Callable[..., Any]:
+        """The forward pass of a module that :meth:`setup` gave, for gradients by torch.autograd.grad.
+
+        In mixed precision Fabric's wrapper lets none be taken but by :meth:`backward`. For one process.
+        """
+
+        def forward(*arguments: Any, **keywords: Any) -> Any:
+            with self.autocast():
+                return module.module(*arguments, **keywords)
+
+        return forward
 
     def no_sync(self, module: Any, enabled: bool) -> AbstractContextManager:
         """Within it, gradients stay local: for all but the last micro-batch of a step."""

@@ -148,7 +148,7 @@ def measure(
         spikes=spike_result(sites) if spiking else None,
         information=information,
         energy=energy_result(setting, sites),
-        temperature_final=final_temperature(setting),
+        temperature_final=final_temperature(setting, progress),
         sample=sample,
         raster=raster,
         alarms=alarms,
@@ -186,14 +186,17 @@ def stopping_notes(setting: Setting, progress: Progress) -> list[str]:
     total, ended = setting.context.total_steps, "Early stopping never struck"
     if progress.stopped:
         ended = f"Early stopping ended the run after step {progress.step} of {total}"
-    return [f"{ended}; the student is that of step {stopper.best_step}, whose validation cross-entropy was the lowest."]
+    margin = f" by more than {stopper.min_delta:g}" if stopper.min_delta else ""
+    return [
+        f"{ended}; the student is that of step {stopper.best_step}, the last to lower validation cross-entropy{margin}."
+    ]
 
 
-def final_temperature(setting: Setting) -> float:
-    """T of the distillation terms after the last step."""
+def final_temperature(setting: Setting, progress: Progress) -> float:
+    """T of the distillation terms: a scheduled one's in the last step that ran, a learned one's after it."""
     module, context = setting.module, setting.context
     if module.temperature is None:
-        return context.temperature(context.total_steps)
+        return context.temperature(max(0, progress.step - 1))
     return module.temperature.current()
 
 

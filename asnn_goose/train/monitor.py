@@ -61,7 +61,7 @@ def gradient_norms(context: StepContext, batch: Batch, step: int) -> dict[str, f
     shared = [p for p in module.student.parameters() if p.requires_grad]
     cuda = [engine.device] if engine.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), torch.enable_grad():
-        sums, *_ = module(
+        sums, *_ = engine.unwrapped(module)(
             ids, mask, context.targets(batch), context.lam(step), context.temperature(step), weights, apart=True
         )
         count = max(1.0, float(batch.mask[:, 1:].sum()))

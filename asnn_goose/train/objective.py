@@ -152,7 +152,10 @@ class Distillation(nn.Module):
         assert targets.states_BLE is not None, "the configuration lets no cut targets meet such a temperature"
         with torch.autocast(states_BLE.device.type, enabled=False):
             features_BLC = normalised_states(states_BLE[:, :-1], targets.states_BLE[:, :-1])
-            return self.temperature(features_BLC, predicting_BL, lam)
+            adversarial_BL, plain_BL = self.temperature(features_BLC, predicting_BL, lam)
+        if not plain_BL[predicting_BL].isfinite().all():
+            raise FloatingPointError("the temperature is not finite, as the states that it is read from")
+        return adversarial_BL, plain_BL
 
     def _of_logits(self, weights, hidden_NE, input_ids, predicting_BL, targets: Targets, temperature):
         topk = None

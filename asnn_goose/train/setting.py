@@ -83,6 +83,8 @@ class Setting:
         """(tokens, window starts) of what the student has seen in ``tokens`` training tokens, each window once."""
         window = self.experiment.data.window
         if isinstance(self.windows, TrainingWindows):
+            # A run that stopped early may have read less than its start was fitted on.
+            tokens = max(tokens, len(self.fitted) * window)
             return seen_tokens(self.text.shards["train"], window, self.experiment.seed, tokens)
         # Stages read other windows, and in another order, than those that the start was fitted on.
         ids = self.windows.tokens(list(dict.fromkeys([*self.fitted, *self.windows.seen()]))).numpy().reshape(-1)

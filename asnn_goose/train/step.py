@@ -66,6 +66,7 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
     lam, weights, scheduled = context.lam(step), context.weights(step), context.temperature(step)
     factors = balancer.weights()
     apart = context.hand_over is not None or balancer.needs_gradients(step)
+    forward = engine.unwrapped(module) if apart else module
     applied = weights if apart else {name: weight * factors[name] for name, weight in weights.items()}
     count = engine.sum(float(sum(int(batch.mask[:, 1:].sum()) for batch in batches)))
     metrics: dict[str, float] = {}
@@ -77,7 +78,7 @@ def accumulate_gradients(context: StepContext, batches: Sequence[Batch], step: i
         ids, mask = batch.input_ids.to(engine.device), batch.mask.to(engine.device)
         targets = context.targets(batch)
         with engine.no_sync(module, enabled=index < len(batches) - 1):
-            sums, adversarial, plain = module(ids, mask, targets, lam, scheduled, applied, apart=apart)
+            sums, adversarial, plain = forward(ids, mask, targets, lam, scheduled, applied, apart=apart)
             total, parts = combine(sums, applied, count)
             if module.temperature is not None:
                 # Only the distillation terms reach the adversarial T: sum of w dL/dT, before the reversal.

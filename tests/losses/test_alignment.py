@@ -77,6 +77,14 @@ def test_equal_states_cost_nothing_and_zeros_give_no_nan(name: str):
     assert loss.isfinite() and zeros.grad is not None and zeros.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_state_that_is_no_number_shows(name: str, side: int):
+    pair = [normal(6, 5), normal(6, 5, seed=1)]
+    pair[side][2, 3] = torch.nan
+    assert ALL[name](*pair).isnan()
+
+
 @pytest.mark.parametrize("loss", [pkd, cosine, normalised_mse])
 def test_a_state_without_direction_is_not_pushed(loss):
     """The limit of the gradient at 0 is 1 / |s|: infinite, in the direction of whatever rounding left."""

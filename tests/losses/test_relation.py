@@ -146,6 +146,14 @@ def test_equal_rows_give_no_nan(loss):
     assert value.isfinite() and student.grad is not None and student.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("loss", [rkd_distance, rkd_angle, info_nce, lambda s, t: relation_kl(s[None], t[None], 1)])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_row_that_is_no_number_shows(loss, side):
+    pair = [normal(5, 4), normal(5, 4, seed=1)]
+    pair[side][2, 3] = torch.nan
+    assert loss(*pair).isnan()
+
+
 @pytest.mark.parametrize("loss", [rkd_angle, info_nce])
 def test_rows_without_a_direction_give_gradients_of_the_others_size(loss):
     # Two rows at 0: neither they nor their difference point anywhere; x / max(|x|, epsilon) has a slope of 1 / epsilon.

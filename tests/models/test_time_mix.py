@@ -122,6 +122,10 @@ def test_unit_length_is_the_direction(x):
     np.testing.assert_allclose(unit_length(torch.tensor(x)), expected, rtol=1e-12, atol=0)
 
 
+def test_unit_length_of_what_is_no_number_is_none():
+    assert unit_length(torch.tensor([[1.0, torch.nan], [0.0, 0.0]])).isnan().any(-1).tolist() == [True, False]
+
+
 def test_the_first_layers_values_are_the_ones_handed_on():
     first, later = _random(0), _random(1)
     x_BLC = _input()

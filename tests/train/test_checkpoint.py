@@ -71,9 +71,10 @@ def test_the_last_steps_temperature_comes_back_where_it_is_read_from_the_states(
     moving = {"lambda_start": 0.0, "init": 3.0, "lr": 5.0, "scope": scope}
     experiment = tiny_experiment(**{f"distillation__temperature__{key}": value for key, value in moving.items()})
     session = start(experiment).train()
-    last = final_temperature(session.setting)
+    last = final_temperature(session.setting, session.progress)
     assert abs(last - 3.0) > 1e-3
-    assert final_temperature(go_on(experiment, session.folder.path).train().setting) == last
+    again = go_on(experiment, session.folder.path).train()
+    assert final_temperature(again.setting, again.progress) == last
     # A file from before it was kept.
     path = session.folder.checkpoints / NAME
     content = torch.load(path, weights_only=False)
@@ -97,6 +98,19 @@ def test_no_checkpoint_is_one_sentence(start, tiny_experiment):
     way_out = rf"remove {re.escape(str(session.folder.path))} and start it again without --resume$"
     with pytest.raises(UserError, match=rf"last\.pt does not exist: .*; {way_out}"):
         load(session)
+
+
+def test_a_checkpoint_of_code_with_other_parameters_is_one_sentence(finished):
+    path = finished.folder.checkpoints / NAME
+    content = torch.load(path, weights_only=False)
+    name = next(iter(content["parameters"]))
+    value = content["parameters"].pop(name)
+    for renamed in ({}, {"student.renamed": value}):
+        torch.save(content | {"parameters": content["parameters"] | renamed}, path)
+        with pytest.raises(
+            UserError, match=r"parameters have other names \(first: student\..*commit in provenance\.json"
+        ):
+            load(finished)
 
 
 @pytest.mark.parametrize("content", [[1], {"fingerprint": "x"}], ids=["a list", "one key"])

@@ -16,7 +16,7 @@ from asnn_goose.errors import UserError
 from asnn_goose.reporting import read_metrics
 from asnn_goose.train.checkpoint import NAME
 from asnn_goose.train.loop import Interrupted, Recorder, evaluate, line, stop_on_interrupt, watch_teacher
-from asnn_goose.train.measure import Clock, measure
+from asnn_goose.train.measure import Clock, final_temperature, measure, stopping_notes
 from asnn_goose.train.setting import prepare
 
 CLOCKS = {"tokens_per_second"}
@@ -222,6 +222,9 @@ def test_early_stopping_ends_the_run_and_puts_the_best_back(start, tiny_experime
     session.train()
     assert (session.progress.step, session.setting.stopper.best_step) == (ends, best)
     assert session.progress.stopped and session.seen is None
+    margin = " by more than 0.01" if min_delta else ""
+    (note,) = stopping_notes(session.setting, session.progress)
+    assert note.endswith(f"is that of step {best}, the last to lower validation cross-entropy{margin}.")
     assert all(torch.equal(p, weights[best][n]) for n, p in session.setting.module.named_parameters())
     assert not all(torch.equal(p, weights[ends][n]) for n, p in session.setting.module.named_parameters())
 
@@ -233,6 +236,17 @@ def test_a_validation_that_is_no_number_ends_a_run_that_goes_by_it(start, tiny_e
     sentence = rf"^the validation cross-entropy after step 2 is {value}, so the run has diverged: lower train\.lr .*$"
     with pytest.raises(UserError, match=sentence):
         session.train()
+
+
+def test_a_scheduled_temperature_ends_where_the_last_step_had_it(start, tiny_experiment, course):
+    """T goes from 1 to 4 in 9 steps, the last of which would have 1 + 3 * 8 / 9; the run stops after 6."""
+    ramp = {f"distillation__temperature__ramp__{key}": value for key, value in {"start": 1.0, "end": 1.0}.items()}
+    fixed = {"distillation__temperature__mode": "fixed", "distillation__temperature__init": 4.0}
+    session = start(tiny_experiment(**STOPPING, **ramp, **fixed, train__stopping__min_delta=0.01))
+    course(*SERIES)
+    session.train()
+    logged = [line["temperature"] for line in read_metrics(session.folder.metrics) if "temperature" in line]
+    assert final_temperature(session.setting, session.progress) == logged[-1] == pytest.approx(1.0 + 3.0 * 5 / 9)
 
 
 def test_nothing_counts_within_the_grace_period(start, tiny_experiment, course):

@@ -54,6 +54,16 @@ def test_baselines_see_what_training_read_each_window_once(tiny_experiment):
         seen_tokens(shard, 16, 0, 15)
 
 
+def test_baselines_see_what_the_start_was_fitted_on_too(tiny_experiment):
+    """Where early stopping leaves less than that to training."""
+    setting = prepare(tiny_experiment())
+    assert len(setting.fitted) > 1
+    tokens, starts = setting.seen_tokens(16)
+    assert len(tokens) == len(setting.fitted) * 16 and len(starts) == len(setting.fitted)
+    windows = setting.text.shards["train"].tokens[: len(setting.text.shards["train"].tokens) // 16 * 16].reshape(-1, 16)
+    assert sorted(map(tuple, tokens.reshape(-1, 16))) == sorted(tuple(windows[i]) for i in setting.fitted)
+
+
 def test_what_the_start_is_fitted_on_comes_first_in_training(tiny_experiment):
     setting = prepare(tiny_experiment())
     fitted = first_windows(setting.text.shards["train"], 16, 0, 64)

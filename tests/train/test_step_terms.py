@@ -8,6 +8,7 @@ from torch import Tensor
 
 from asnn_goose.data.loader import Batch
 from asnn_goose.errors import UserError
+from asnn_goose.train.monitor import gradient_norms
 from asnn_goose.train.optimisers import clip
 from asnn_goose.train.setting import Setting
 from asnn_goose.train.step import accumulate_gradients
@@ -71,6 +72,25 @@ def test_the_update_is_the_terms_gradients_times_the_logged_factors(build, ragge
     if mode == "uncertainty":
         # exp(-s) / 2, with s three small steps from 0.
         assert factors == pytest.approx(dict.fromkeys(WEIGHTS, 0.5), rel=0.2)
+
+
+@pytest.mark.parametrize("mode", [*MODES, "dot", "monitor"])
+def test_a_gradient_per_term_is_taken_in_mixed_precision_too(build, ragged, mode):
+    """Of bfloat16 products, the terms' gradients add up to that of one pass; factors held at 1 where they are free."""
+    held = {"distillation__balance__low": 1.0, "distillation__balance__high": 1.0, "distillation__balance__start": 0.0}
+    options = {"dot": {"train__optimiser": "dot", "train__lr": 1e-3}, "monitor": {}}
+    setting = build(train__precision="bfloat16", **options.get(mode, {"distillation__balance__mode": mode} | held))
+    batch = ragged(setting)
+    for step in range(3):
+        found, _ = gradients(setting, batch, step)
+    assert found and all(gradient.dtype == torch.float32 for gradient in found.values())
+    if mode == "monitor":
+        assert gradient_norms(setting.context, batch, 3)["grad_norm_ce"] > 0.0
+    if mode == "gradient_norm":
+        plain, _ = gradients(build(train__precision="bfloat16"), batch)
+        for name, gradient in plain.items():
+            # The sum over terms is taken behind each product instead of in front of it, in steps of 2^-8.
+            assert (found[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-6, name
 
 
 def test_gradnorm_takes_its_start_at_the_asked_share_of_the_run(build, ragged):
@@ -180,7 +200,15 @@ def test_weights_ramp_with_the_optimiser_step(build, ragged):
         ({"train__devices": 2, "distillation__balance__mode": "pcgrad"}, "set train.devices to 1"),
         (
             {"distillation__balance__mode": "gradient_norm", "distillation__losses__forward_kl__ramp__start": 0.1},
-            "so the ramp of forward_kl would do nothing",
+            "so the ramp of forward_kl would be undone",
+        ),
+        (
+            {"distillation__balance__mode": "gradnorm", "distillation__losses__forward_kl__ramp__start": 0.1},
+            "so the ramp of forward_kl would be undone",
+        ),
+        (
+            {"distillation__balance__mode": "uncertainty", "distillation__losses__ce__ramp__start": 0.1},
+            "so the ramp of ce would be undone",
         ),
         ({"distillation__balance__low": 11}, r"low \(11.0\) must not be above high"),
         ({"distillation": "minilmv2", "distillation__targets": "hidden"}, "set targets to online"),
@@ -199,6 +227,16 @@ def test_weights_ramp_with_the_optimiser_step(build, ragged):
 def test_what_cannot_be_asked_for(tiny_experiment, flags, sentence):
     with pytest.raises(UserError, match=sentence):
         tiny_experiment("v11_1", **flags)
+
+
+@pytest.mark.parametrize("scope", ["sequence", "token"])
+def test_a_temperature_read_from_states_that_are_not_finite_leaves_the_step_out(start, tiny_experiment, scope):
+    session = start(tiny_experiment(train__skip_limit=2, distillation__temperature__scope=scope))
+    setting = session.setting
+    setting.context = replace(setting.context, targets=Spoilt(setting.context.targets, {1}))
+    session.train()
+    assert session.progress.skipped == 1
+    assert all(bool(torch.isfinite(p).all()) for p in setting.module.parameters())
 
 
 class Spoilt:
@@ -235,11 +273,15 @@ def test_steps_that_are_not_finite_are_counted_and_left_out(start, tiny_experime
     assert all(bool(torch.isfinite(p).all()) for p in setting.module.parameters())
 
 
-def test_a_loss_that_is_0_where_gradnorm_starts_is_one_sentence(build, ragged):
-    """Its ramp begins at the very step."""
-    ramp = {
-        f"distillation__losses__forward_kl__ramp__{key}": value for key, value in {"start": 0.0, "end": 0.9}.items()
-    }
-    setting = build(distillation__balance__mode="gradnorm", distillation__balance__start=0.0, **ramp)
+def test_a_loss_that_is_0_where_gradnorm_starts_is_one_sentence(moved, ragged):
+    """A teacher that says what the student says."""
+    balance = {"distillation__balance__mode": "gradnorm", "distillation__balance__start": 0.0}
+    setting = moved("v11_1", distillation="kd", **balance)
+
+    def agreeing(batch: Batch) -> Targets:
+        with torch.no_grad():
+            return Targets(setting.teacher, setting.module.states(batch.input_ids))
+
+    setting.context = replace(setting.context, targets=agreeing)
     with pytest.raises(UserError, match=r"^distillation\.balance\.start 0\.0: loss term forward_kl is 0\.0 as .*$"):
         gradients(setting, ragged(setting), step=0)
