@@ -6,6 +6,7 @@ Shape suffixes: B windows of a batch, W windows in all, L tokens of a window.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -97,6 +98,8 @@ class EvaluationSet:
     """Tokens of the text that are not the first of their window; end-of-text tokens are among them."""
     predicted_bytes: int
     """UTF-8 bytes of text that the predicted tokens cover, for bits per byte."""
+    documents_W: np.ndarray
+    """int64: number of the document that each window is of."""
 
 
 def evaluation_windows(shard: TokenShard, window: int, budget_tokens: int, batch_size: int) -> EvaluationSet:
@@ -114,12 +117,14 @@ def evaluation_windows(shard: TokenShard, window: int, budget_tokens: int, batch
     if budget_tokens < 2:
         raise ValueError(f"budget_tokens is {budget_tokens}, and the least that has a token to predict is 2")
     spans: list[tuple[int, int]] = []
+    documents: list[int] = []
     left = budget_tokens
-    for start, end in _document_windows(shard, window):
+    for document, start, end in _document_windows(shard, window):
         end = min(end, start + left)
         if end - start < 2:
             break
         spans.append((start, end))
+        documents.append(document)
         left -= end - start
     if not spans:
         raise UserError("the evaluation text holds no document of two tokens or more: give longer documents")
@@ -132,12 +137,14 @@ def evaluation_windows(shard: TokenShard, window: int, budget_tokens: int, batch
         batches=tuple(map(Batch, input_ids_WL.split(batch_size), mask_WL.split(batch_size))),
         predicted_tokens=sum(end - start - 1 for start, end in spans),
         predicted_bytes=sum(int(shard.token_bytes[start + 1 : end].sum(dtype=np.int64)) for start, end in spans),
+        documents_W=np.array(documents, dtype=np.int64),
     )
 
 
-def _document_windows(shard: TokenShard, window: int) -> Iterator[tuple[int, int]]:
-    for begin, finish in zip(shard.starts[:-1].tolist(), shard.starts[1:].tolist(), strict=True):
+def _document_windows(shard: TokenShard, window: int) -> Iterator[tuple[int, int, int]]:
+    """(number of the document, first token, end) of each window."""
+    for document, (begin, finish) in enumerate(pairwise(shard.starts.tolist())):
         for start in range(begin, finish, window):
             end = min(start + window, finish)
             if end - start >= 2:
-                yield start, end
+                yield document, start, end

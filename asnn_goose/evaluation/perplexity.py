@@ -1,6 +1,6 @@
 """One pass over an evaluation set: what student and teacher each predict, and how far they agree.
 
-Shapes: B windows, L tokens, N predicted positions, E channels, V vocabulary, W windows of the set.
+Shapes: B windows, L tokens, N predicted positions, E channels, V vocabulary, W windows of the set, D documents.
 """
 
 import math
@@ -67,12 +67,21 @@ class Comparison:
         """Share of the teacher's right tokens that the student also gets right (0 if the teacher has none)."""
         return self.both_right / max(1, self.teacher_right)
 
-    def interval(self, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-        """95 % bootstrap interval of the student's perplexity: whole windows are drawn with replacement."""
-        generator = np.random.default_rng(seed)
-        windows = len(self.tokens_W)
-        drawn = generator.integers(0, windows, (resamples, windows))
-        means = self.student_nll_W[drawn].sum(1) / self.tokens_W[drawn].sum(1)
+    def interval(self, documents_W: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float] | None:
+        """95 % bootstrap interval of the student's perplexity: whole documents are drawn with replacement.
+
+        Windows of one document are alike, so that drawing windows would give too narrow an interval.
+
+        Args:
+            documents_W: number of the document that each window is of; one document leaves no interval.
+        """
+        _, unit_W = np.unique(documents_W, return_inverse=True)
+        nll_D, tokens_D = np.bincount(unit_W, self.student_nll_W), np.bincount(unit_W, self.tokens_W)
+        documents = len(tokens_D)
+        if documents < 2:
+            return None
+        drawn = np.random.default_rng(seed).integers(0, documents, (resamples, documents))
+        means = nll_D[drawn].sum(1) / tokens_D[drawn].sum(1)
         low, high = np.exp(np.quantile(means, [0.025, 0.975]))
         return float(low), float(high)
 

@@ -14,7 +14,7 @@ from transformers.initialization import copy_
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from asnn_goose.models.configuration import GooseConfig
-from asnn_goose.models.goose import GooseModel, GoosePreTrainedModel, make_norm, mean_cross_entropy, refuse_embeddings
+from asnn_goose.models.goose import GooseModel, GoosePreTrainedModel, make_norm, mean_cross_entropy, required_ids
 
 READINGS = ("bidirectional", "last")
 
@@ -32,15 +32,19 @@ class GooseClassifierConfig(GooseConfig):
     model_type = "asnn_goose_classifier"
 
     def __init__(self, reading: str = "bidirectional", exits: Sequence[int] = (), **keywords):
+        self.reading, self.exits = reading, list(exits)
         # A language model's configuration, read as a classifier's, brings its own.
         super().__init__(**{key: value for key, value in keywords.items() if key != "model_type"})
-        if reading not in READINGS:
-            raise ValueError(f"reading must be {' or '.join(READINGS)}, not {reading!r}")
-        if list(exits) != sorted(set(exits)) or not set(exits) <= set(range(1, self.num_hidden_layers)):
+
+    def check(self) -> None:
+        super().check()
+        if self.reading not in READINGS:
+            raise ValueError(f"reading must be {' or '.join(READINGS)}, not {self.reading!r}")
+        exits = list(self.exits)
+        if exits != sorted(set(exits)) or not set(exits) <= set(range(1, self.num_hidden_layers)):
             raise ValueError(
-                f"exits must rise within 1..{self.num_hidden_layers - 1}, the blocks before the last, not {list(exits)}"
+                f"exits must rise within 1..{self.num_hidden_layers - 1}, the blocks before the last, not {exits}"
             )
-        self.reading, self.exits = reading, list(exits)
 
 
 @dataclass
@@ -146,7 +150,7 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
@@ -161,9 +165,9 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
             output_hidden_states: None: as the configuration says.
 
         Raises:
-            ValueError: inputs_embeds are given.
+            ValueError: no input_ids; inputs_embeds or past_key_values.
         """
-        refuse_embeddings(others)
+        input_ids = required_ids(input_ids, others)
         mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         h_BLC, v_first = self._embedded(input_ids), None
         hidden, logits, pooled = [h_BLC], [], []

@@ -54,15 +54,6 @@ class GooseConfig(PreTrainedConfig):
         tie_word_embeddings: bool = True,
         **kwargs,
     ):
-        if hidden_size % head_size:
-            raise ValueError(f"head_size ({head_size}) must divide hidden_size ({hidden_size})")
-        if time_mix not in ("goose", "converted") or channel_mix not in ("relu2", "gated"):
-            raise ValueError(
-                f"time_mix must be goose or converted, not {time_mix!r}, and channel_mix relu2 or gated, not "
-                f"{channel_mix!r}"
-            )
-        if norm not in ("rms", "layer"):
-            raise ValueError(f"norm must be rms or layer, not {norm!r}")
         self.vocab_size = vocab_size
         self.embedding_size = embedding_size or hidden_size
         self.embedding_projection = embedding_projection or self.embedding_size != hidden_size
@@ -73,14 +64,28 @@ class GooseConfig(PreTrainedConfig):
         self.time_mix, self.channel_mix, self.embedding_norm = time_mix, channel_mix, embedding_norm
         self.norm, self.norm_eps = norm, norm_eps
         self.neuron, self.hidden_neuron = neuron or {}, hidden_neuron or {}
-        self.complete_neurons()
         self.wkv_backend, self.wkv_chunk = wkv_backend, wkv_chunk
         self.tie_word_embeddings = tie_word_embeddings
+        self.check()
         super().__init__(**kwargs)
 
-    def complete_neurons(self) -> None:
-        """Give both neurons every field, by the schema, so that a saved model carries them and an unknown one is
-        refused; again for a model, since ``from_pretrained`` writes what a caller overrides over the attributes."""
+    def check(self) -> None:
+        """Refuse what no model can be built from, and give both neurons every field, so that a saved model has them.
+
+        A model asks again, since ``from_pretrained`` writes what a caller overrides over the attributes.
+
+        Raises:
+            ValueError: in a sentence, as of what is given at the start.
+        """
+        if self.hidden_size % self.head_size:
+            raise ValueError(f"head_size ({self.head_size}) must divide hidden_size ({self.hidden_size})")
+        if self.time_mix not in ("goose", "converted") or self.channel_mix not in ("relu2", "gated"):
+            raise ValueError(
+                f"time_mix must be goose or converted, not {self.time_mix!r}, and channel_mix relu2 or gated, not "
+                f"{self.channel_mix!r}"
+            )
+        if self.norm not in ("rms", "layer"):
+            raise ValueError(f"norm must be rms or layer, not {self.norm!r}")
         for name in ("neuron", "hidden_neuron"):
             setattr(self, name, _neuron(name, getattr(self, name)))
 

@@ -3,7 +3,7 @@
 Shapes: B batch, L tokens, C channels, E embedding channels, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from asnn_goose.models.channel_mix import ChannelMix
@@ -60,10 +61,28 @@ def mean_cross_entropy(logits_NV: Tensor, labels_N: Tensor, number: Tensor | int
     return total / ((labels_N != -100).sum().clamp_min(1) if number is None else number)
 
 
-def refuse_embeddings(keywords: Mapping[str, Any]) -> None:
-    """Raises: ValueError: transformers' inputs_embeds are among the keywords."""
-    if keywords.get("inputs_embeds") is not None:
+def required_ids(input_ids: Tensor | None, keywords: Mapping[str, Any]) -> Tensor:
+    """The input_ids.
+
+    Raises:
+        ValueError: there are none, or transformers' inputs_embeds or past_key_values are among the keywords.
+    """
+    if keywords.get("past_key_values") is not None:
+        raise ValueError("past_key_values are not read: what was read before is carried on in state")
+    if input_ids is None or keywords.get("inputs_embeds") is not None:
         raise ValueError("inputs_embeds are not read: give input_ids instead, whose embeddings the model looks up")
+    return input_ids
+
+
+def _check_state(state: Sequence[LayerState], input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    rows = len(state[0].channel_mix_BC)
+    if rows != len(input_ids):
+        raise ValueError(
+            f"the state is of {rows} rows and input_ids of {len(input_ids)}: give a state of the same rows"
+        )
+    # A padded position would let the state decay and take the last token out of the next one's sight.
+    if attention_mask is not None and not attention_mask[:, -input_ids.shape[1] :].all():
+        raise ValueError("with a state no token may be padding: continue rows of unequal length one by one")
 
 
 class GooseBlock(nn.Module):
@@ -99,7 +118,7 @@ class GoosePreTrainedModel(PreTrainedModel):
     _is_stateful = True
 
     def __init__(self, config: GooseConfig):
-        config.complete_neurons()
+        config.check()
         super().__init__(config)
 
     def _initialize_weights(self, module, is_custom_code: bool = False):
@@ -144,13 +163,15 @@ class GooseModel(GoosePreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         state: list[LayerState] | None = None,
         output_hidden_states: bool | None = None,
         **others,
     ) -> GooseOutput:
-        refuse_embeddings(others)
+        input_ids = required_ids(input_ids, others)
+        if state is not None:
+            _check_state(state, input_ids, attention_mask)
         h_BLC = self.embedding_norm(self.embeddings(input_ids))
         if self.widen is not None:
             h_BLC = self.widen(h_BLC).to(h_BLC.dtype)
@@ -190,12 +211,12 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         state: list[LayerState] | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         **others,
     ) -> GooseCausalLMOutput:
@@ -203,21 +224,26 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: [B, L]; with ``state`` only the tokens that the state has not seen.
-            attention_mask: [B, L], 0 on padding. Padding belongs on the left when the state is carried on.
-            state: as returned by an earlier call.
+            attention_mask: [B, L], 0 on padding, which belongs on the left where the state is to be carried on; with a
+                state there is none.
+            state: as returned by an earlier call, of as many rows.
             labels: [B, L], unshifted, -100 where ignored; the loss is the token-mean cross-entropy in nats, 0 where no
                 token counts.
             output_hidden_states: None: as the configuration says.
-            logits_to_keep: only the last so many positions; 0: all.
+            logits_to_keep: only the last so many positions, 0: all; or the numbers of the positions, int64.
             num_items_in_batch: labels that count in all the micro-batches of an optimiser step, by which the loss is
                 divided in the place of this one's (transformers' Trainer gives it).
 
         Raises:
-            ValueError: inputs_embeds are given.
+            ValueError: no input_ids; inputs_embeds or past_key_values; a state with padding or of other rows; labels
+                with logits_to_keep.
         """
-        refuse_embeddings(others)
+        input_ids = required_ids(input_ids, others)
+        if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            raise ValueError("labels need the logits of every position: leave logits_to_keep at 0")
         backbone = self.model(input_ids, attention_mask, state, output_hidden_states, return_dict=True)
-        last_BLC = backbone.last_hidden_state[:, -logits_to_keep:]
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        last_BLC = backbone.last_hidden_state[:, kept]
         logits_BLV = self.lm_head(last_BLC if self.narrow is None else self.narrow(last_BLC))
         loss = None
         if labels is not None:
@@ -263,5 +289,7 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
 AutoConfig.register(GooseConfig.model_type, GooseConfig)
 AutoModel.register(GooseConfig, GooseModel)
 AutoModelForCausalLM.register(GooseConfig, GooseForCausalLM)
+# Where transformers' Trainer looks whether labels are to be shifted, which smoothing of labels needs to know.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[GooseConfig.model_type] = GooseForCausalLM.__name__
 
 __all__ = ["GooseCausalLMOutput", "GooseConfig", "GooseForCausalLM", "GooseModel", "GooseOutput", "LayerState"]

@@ -51,7 +51,7 @@ class Neuron(nn.Module):
         v_0 = N min(|x| / gain, 1) + offset,   w_t = base^(T-1-t),   N = sum_t w_t,   s = sum_t w_t s_t / N
 
         base 2:  s_t = sign(x) [v_t >= w_t],                      v_{t+1} = v_t - w_t |s_t|
-        base 3:  s_t = sign(x) sign(v_t) [|v_t| >= w_t / 2],      v_{t+1} = v_t - w_t sign(x) s_t
+        base 3:  s_t = sign(x) ([v_t >= w_t / 2] - [v_t < -w_t / 2]),    v_{t+1} = v_t - w_t sign(x) s_t
 
     so that T ternary spikes tell 2N + 1 levels apart: 31 at T = 4 with base 2, and all 81 = 3^4 that there are with
     base 3, whose later spikes can take back what the earlier were too much (balanced ternary digits), so that it rounds

@@ -28,11 +28,14 @@ def threshold_for(neuron: Neuron, x: Tensor) -> float:
 
         theta = q / (1 / S - o / T)
 
-    with q = :func:`silence_for`. A binary neuron is silent on negative currents as well, which count as 0 here.
+    with q = :func:`silence_for`. A binary neuron is silent on negative currents as well, which count as 0 here. Where
+    so many currents are 0 anyway, as behind relu^2, q is 0 and theta stays as it is configured.
     """
+    q = silence_for(neuron, x)
+    if q == 0.0:
+        return float(neuron.settings["threshold"])
     T = neuron.steps
     charge = sum(float(neuron.settings["decay"]) ** t for t in range(T))
-    q = max(silence_for(neuron, x), torch.finfo(torch.float32).tiny)
     return q / (1.0 / charge - neuron.settings["offset"] / T)
 
 

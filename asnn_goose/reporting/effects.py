@@ -37,7 +37,7 @@ class Summary:
     test_ppl: float
     """Test perplexity."""
     low: float | None
-    """Lower end of its 95 % interval: Student's t over seeds, with one seed the run's own bootstrap over windows."""
+    """Lower end of its 95 % interval: Student's t over seeds, with one seed the run's own bootstrap."""
     high: float | None
     ratio_to_teacher: float
     """Test perplexity over the teacher's."""

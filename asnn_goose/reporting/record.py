@@ -46,7 +46,7 @@ class StudentResult(Record):
     trained_parameters: int | None = None
     """Number of parameters that the optimiser moved."""
     test_ppl_low: Perplexity | None = None
-    """Lower end of the 95 % interval of the test perplexity: bootstrap over the test windows."""
+    """Lower end of the 95 % interval of the test perplexity: bootstrap over the test documents."""
     test_ppl_high: Perplexity | None = None
     """Upper end of the same interval."""
 
@@ -70,7 +70,9 @@ class Evaluation(Record):
     test_tokens: int
     """Test tokens that were predicted."""
     test_windows: int | None = None
-    """Test windows: the units of the bootstrap."""
+    """Test windows."""
+    test_documents: int | None = None
+    """Documents of the test windows: the units of the bootstrap; None of a run that drew windows."""
 
 
 class SiteSpikes(Record):

@@ -104,7 +104,7 @@ def measure(
         information, alarms = clock.time("probes", lambda: probe_spikes(setting))
     save_model(student, setting.teacher.tokenizer, folder)
     student_nll, teacher_nll = float(test.student_nll_W.sum()), float(test.teacher_nll_W.sum())
-    low, high = test.interval()
+    low, high = test.interval(text.test.documents_W) or (None, None)
     return Result(
         run_id=folder.run_id,
         version=experiment.version,
@@ -142,7 +142,10 @@ def measure(
         top1_agreement=test.top1_agreement,
         knowledge_retention=test.knowledge_retention,
         evaluation=Evaluation(
-            validation_tokens=validation.tokens, test_tokens=test.tokens, test_windows=len(test.tokens_W)
+            validation_tokens=validation.tokens,
+            test_tokens=test.tokens,
+            test_windows=len(test.tokens_W),
+            test_documents=len(set(text.test.documents_W.tolist())),
         ),
         baselines=baselines,
         spikes=spike_result(sites) if spiking else None,

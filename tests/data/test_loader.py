@@ -148,6 +148,7 @@ def test_windows_start_at_documents_and_multiples_and_tails_are_padded():
     assert masks.tolist() == [[True] * 3, [True] * 3, [True, True, False], [True] * 3]
     assert result.predicted_tokens == 7
     assert result.predicted_bytes == 1 + 2 + 4 + 0 + 3 + 1 + 2  # of the tokens 2, 3, 5, 6, 9, 12 and 13
+    assert result.documents_W.tolist() == [0, 0, 1, 3]
 
 
 @given(

@@ -161,25 +161,44 @@ def _windows(nll_W: np.ndarray, tokens_W: np.ndarray) -> Comparison:
     return Comparison(nll_W, nll_W, tokens_W, 0.0, 0, 0, 0)
 
 
+def _interval(comparison: Comparison, documents_W: np.ndarray | None = None, **keys) -> tuple[float, float]:
+    """Of windows that are documents of their own, unless told otherwise."""
+    found = comparison.interval(np.arange(len(comparison.tokens_W)) if documents_W is None else documents_W, **keys)
+    assert found is not None
+    return found
+
+
+def test_the_interval_is_over_documents_whose_windows_are_alike():
+    """Each document four times over says no more than once; drawn apart, its windows would halve the width."""
+    rng = np.random.default_rng(3)
+    once, tokens = rng.normal(3.0, 0.3, 40) * 9.0, np.full(40, 9.0)
+    comparison = _windows(np.repeat(once, 4), np.repeat(tokens, 4))
+    assert _interval(comparison, np.repeat(np.arange(40), 4)) == pytest.approx(_interval(_windows(once, tokens)))
+    low, high = np.log(_interval(comparison, np.repeat(np.arange(40), 4)))
+    apart_low, apart_high = np.log(_interval(comparison))
+    assert high - low == pytest.approx(2.0 * (apart_high - apart_low), rel=0.2)
+    assert comparison.interval(np.zeros(160, dtype=np.int64)) is None
+
+
 def test_the_interval_has_the_width_of_the_normal_one_where_windows_are_alike():
     W, tokens, deviation = 400, 255, 0.2
     means = np.random.default_rng(1).normal(3.0, deviation, W)
     means += 3.0 - means.mean()
     comparison = _windows(means * tokens, np.full(W, float(tokens)))
-    low, high = comparison.interval()
+    low, high = _interval(comparison)
     error = means.std() / math.sqrt(W)
     # 2,000 resamples leave about 4 % of noise in a 2.5 % quantile.
     assert math.log(low) == pytest.approx(3.0 - 1.96 * error, abs=0.15 * error)
     assert math.log(high) == pytest.approx(3.0 + 1.96 * error, abs=0.15 * error)
     assert low < comparison.student_ppl < high
-    assert comparison.interval() == (low, high)  # its own seed, not the global one
+    assert _interval(comparison) == (low, high)  # its own seed, not the global one
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(2)
     covered = 0
     for _ in range(200):
-        low, high = _windows(rng.normal(3.0, 0.3, 60) * 9.0, np.full(60, 9.0)).interval(resamples=300)
+        low, high = _interval(_windows(rng.normal(3.0, 0.3, 60) * 9.0, np.full(60, 9.0)), resamples=300)
         covered += low < math.exp(3.0) < high
     # A bootstrap over 60 windows covers about 94 %; 200 trials have a standard error of 1.7 %.
     assert 0.88 <= covered / 200 <= 0.99
@@ -188,13 +207,13 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 def test_windows_weigh_as_much_as_they_have_tokens():
     # 20 tokens at 1 nat and 180 at 3: 2.8 nats a token, though the windows' own means average to 2.
     comparison = _windows(np.repeat([1.0, 27.0], 20), np.repeat([1.0, 9.0], 20))
-    low, high = comparison.interval()
+    low, high = _interval(comparison)
     assert comparison.student_ppl == pytest.approx(math.exp(2.8))
     assert math.exp(2.4) < low < math.exp(2.8) < high < math.exp(3.0)
 
 
 def test_equal_windows_leave_no_doubt():
-    low, high = _windows(np.array([20.0, 4.0]), np.array([10.0, 2.0])).interval()
+    low, high = _interval(_windows(np.array([20.0, 4.0]), np.array([10.0, 2.0])))
     assert low == pytest.approx(math.exp(2.0)) and high == pytest.approx(math.exp(2.0))
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from asnn_goose.models import GooseConfig, GooseForCausalLM
+from asnn_goose.models import GooseConfig, GooseForCausalLM, GooseForSequenceClassification
 from asnn_goose.models.spiking import Neuron
 
 V = 50
@@ -245,6 +245,59 @@ def test_embeddings_are_refused_and_not_passed_over(make_student):
     for model in (student, student.model):
         with pytest.raises(ValueError, match=r"^inputs_embeds are not read: give input_ids instead, .*$"):
             model(input_ids, inputs_embeds=torch.zeros(2, 9, 32))
+        with pytest.raises(ValueError, match=r"^inputs_embeds are not read: "):
+            model(inputs_embeds=torch.zeros(2, 9, 32))
+        with pytest.raises(ValueError, match=r"^past_key_values are not read: what was read before is carried on in"):
+            model(input_ids, past_key_values=[1])
+
+
+def test_a_state_goes_with_its_own_rows_and_without_padding(make_student):
+    student, input_ids = make_student(), _ids(2, 9)
+    with torch.no_grad():
+        state = student(input_ids).state
+    with pytest.raises(ValueError, match=r"^the state is of 2 rows and input_ids of 1: "):
+        student(input_ids[:1], state=state)
+    for padded in (torch.tensor([[0, 1], [1, 1]]), torch.tensor([[1, 1], [1, 0]])):
+        with pytest.raises(ValueError, match=r"^with a state no token may be padding: "):
+            student(input_ids[:, :2], padded, state)
+    # Padding of the tokens that the state has seen is over.
+    student(input_ids[:, :2], torch.cat([padded, torch.ones(2, 2)], 1), state)
+
+
+def test_logits_of_chosen_positions(make_student):
+    student, input_ids = make_student(), _ids(2, 9)
+    with torch.no_grad():
+        everything = student(input_ids).logits
+        assert torch.equal(student(input_ids, logits_to_keep=torch.tensor([3, 5])).logits, everything[:, [3, 5]])
+    with pytest.raises(ValueError, match=r"^labels need the logits of every position: leave logits_to_keep at 0$"):
+        student(input_ids, labels=input_ids, logits_to_keep=1)
+
+
+@pytest.mark.parametrize("keys", [RICH, {"neuron": {"kind": "ternary"}}], ids=["rich", "ternary"])
+def test_a_compiled_student_is_the_same_student(make_student, keys):
+    student, input_ids = make_student(**keys), _ids(2, 9)
+    found = []
+    for model in (student, torch.compile(student, backend="eager")):
+        student.zero_grad()
+        output = model(input_ids, labels=input_ids)
+        output.loss.backward()
+        found.append([output.logits, *(p.grad for p in student.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) and all(map(torch.equal, *found))
+
+
+def test_what_a_caller_overrides_is_checked_too(make_student, tmp_path):
+    make_student().save_pretrained(tmp_path)
+    language, classifier = GooseForCausalLM, GooseForSequenceClassification
+    wrong: list[tuple[Any, dict[str, Any], str]] = [
+        (language, {"time_mix": "foo"}, r"^time_mix must be goose or converted, not 'foo'"),
+        (language, {"channel_mix": "Gated"}, r"channel_mix relu2 or gated, not 'Gated'"),
+        (language, {"norm": "batch"}, r"^norm must be rms or layer, not 'batch'"),
+        (classifier, {"exits": [7]}, r"^exits must rise within 1\.\.1"),
+        (classifier, {"reading": "foo"}, r"^reading must be"),
+    ]
+    for kind, keys, sentence in wrong:
+        with pytest.raises(ValueError, match=sentence):
+            kind.from_pretrained(tmp_path, **keys)
 
 
 def test_the_loss_is_the_mean_over_the_labels_that_follow(make_student):

@@ -36,6 +36,17 @@ def test_silence_comes_out_as_asked_for(keys, sparsity):
     assert (s_NC == 0).double().mean().item() == pytest.approx(sparsity, abs=3 / x_NC.numel())
 
 
+@pytest.mark.parametrize("kind", ["ternary", "binary"])
+def test_where_more_is_silent_than_asked_for_the_threshold_stays(kind):
+    """Behind relu^2 half of the currents are 0; a threshold of 0 would give outputs of 0 and endless gradients."""
+    x_NC = torch.randn(TOKENS, C, generator=torch.Generator().manual_seed(0)).relu().square().requires_grad_()
+    linear = SpikingLinear(C, 4, NeuronConfig(kind=kind, sparsity=0.3, threshold=0.8).model_dump())
+    with fitting_thresholds(linear):
+        linear(x_NC).square().sum().backward()
+    assert linear.neuron.threshold.item() == pytest.approx(0.8)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in [x_NC, *linear.parameters()])
+
+
 def test_neurons_without_a_target_keep_theirs():
     linear = SpikingLinear(C, 4, NeuronConfig(threshold=1.7).model_dump())
     torch.nn.init.zeros_(linear.weight)

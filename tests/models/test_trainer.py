@@ -48,6 +48,19 @@ def test_accumulated_micro_batches_take_the_step_of_the_whole_batch(make, tmp_pa
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
+def test_smoothed_labels_are_the_following_tokens_too(tmp_path: Path):
+    """A factor of next to nothing leaves the model's own loss."""
+    model, rows = _language_model()
+    losses = []
+    for factor in (0.0, 1e-7):
+        arguments = TrainingArguments(
+            str(tmp_path), per_device_eval_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True,
+            label_smoothing_factor=factor,
+        )  # fmt: skip
+        losses.append(Trainer(model=model, args=arguments, eval_dataset=rows).evaluate()["eval_loss"])  # pyright: ignore[reportArgumentType]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 @pytest.mark.parametrize("make", [_language_model, _classifier])
 def test_predictions_are_the_logits_of_every_row(make, tmp_path: Path):
     model, rows = make()

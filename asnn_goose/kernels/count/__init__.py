@@ -30,6 +30,8 @@ def count_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str
     return choose("count", BACKENDS, backend, device=device, dtype=dtype, gradient=True)
 
 
+# torch.compile would trace on into numba, whose functions it cannot read.
+@torch.compiler.disable
 def count(
     current_xC: Tensor,
     levels: int,

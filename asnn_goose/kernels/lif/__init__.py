@@ -107,6 +107,8 @@ def _run(op: str, current, threshold, decay, v0, dynamics: Dynamics, backend: st
     return (spikes.mean(0), None) if dynamics.mean else (spikes.to(current.dtype), v)
 
 
+# torch.compile would trace on into numba, whose functions it cannot read.
+@torch.compiler.disable
 def lif(
     current_TxC: Tensor,
     *,
@@ -153,6 +155,8 @@ def lif(
     return spikes, v
 
 
+# torch.compile would trace on into numba, whose functions it cannot read.
+@torch.compiler.disable
 def lif_rate(
     current_xC: Tensor,
     steps: int,

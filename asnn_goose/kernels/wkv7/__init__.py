@@ -56,6 +56,8 @@ def wkv7_backend(
     return choose("wkv7", backends, backend, device=device, dtype=dtype, gradient=True, state=True, **options)
 
 
+# torch.compile would trace on into numba, whose functions it cannot read.
+@torch.compiler.disable
 def wkv7(
     r: Tensor,
     log_w: Tensor,
