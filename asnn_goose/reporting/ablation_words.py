@@ -55,8 +55,8 @@ def how_judged(found: Sequence[Effect]) -> str:
     )
     if any(effect.summary is not None and effect.summary.n == 1 for effect in found):
         text += (
-            "Marked \"one seed\", a perplexity's interval is the run's own, by bootstrap over the test documents (in runs "
-            "of November 2026 over their windows, which is narrower), and says nothing of other seeds. "
+            "Marked \"one seed\", a perplexity's interval is the run's own, by bootstrap over test documents (in runs "
+            "of November 2026 their windows, which is narrower), and says nothing of other seeds. "
         )
     if any(effect.delta is not None and not effect.delta.paired for effect in found):
         text += (

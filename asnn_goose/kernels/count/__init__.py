@@ -15,6 +15,7 @@ from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
 from asnn_goose.kernels.count.fused import FusedCount, Rounding
 from asnn_goose.kernels.count.reference import count_reference, token_scale
 from asnn_goose.kernels.precision import wide_dtype
+from asnn_goose.kernels.untraced import untraced
 
 __all__ = ["BACKENDS", "count", "count_backend", "token_scale"]
 
@@ -30,8 +31,7 @@ def count_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str
     return choose("count", BACKENDS, backend, device=device, dtype=dtype, gradient=True)
 
 
-# torch.compile would trace on into numba, whose functions it cannot read.
-@torch.compiler.disable
+@untraced
 def count(
     current_xC: Tensor,
     levels: int,

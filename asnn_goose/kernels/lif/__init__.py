@@ -21,6 +21,7 @@ from asnn_goose.kernels.lif.fused import Dynamics, FusedLIF
 from asnn_goose.kernels.lif.reference import lif_rate_reference, lif_reference
 from asnn_goose.kernels.lif.surrogate import DEFAULT_WIDTH
 from asnn_goose.kernels.precision import wide_dtype
+from asnn_goose.kernels.untraced import untraced
 
 BACKENDS = (
     Backend("numba", ("cpu",), (*HALF, torch.float32), package="numba"),
@@ -107,8 +108,7 @@ def _run(op: str, current, threshold, decay, v0, dynamics: Dynamics, backend: st
     return (spikes.mean(0), None) if dynamics.mean else (spikes.to(current.dtype), v)
 
 
-# torch.compile would trace on into numba, whose functions it cannot read.
-@torch.compiler.disable
+@untraced
 def lif(
     current_TxC: Tensor,
     *,
@@ -155,8 +155,7 @@ def lif(
     return spikes, v
 
 
-# torch.compile would trace on into numba, whose functions it cannot read.
-@torch.compiler.disable
+@untraced
 def lif_rate(
     current_xC: Tensor,
     steps: int,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from asnn_goose.kernels.backend import HALF, Backend, choose, log_choice
 from asnn_goose.kernels.precision import wide_dtype
+from asnn_goose.kernels.untraced import untraced
 from asnn_goose.kernels.wkv7.reference import wkv7_reference, wkv7_step
 from asnn_goose.kernels.wkv7.torch_chunk import wkv7_chunk
 
@@ -56,8 +57,7 @@ def wkv7_backend(
     return choose("wkv7", backends, backend, device=device, dtype=dtype, gradient=True, state=True, **options)
 
 
-# torch.compile would trace on into numba, whose functions it cannot read.
-@torch.compiler.disable
+@untraced
 def wkv7(
     r: Tensor,
     log_w: Tensor,
