@@ -277,7 +277,8 @@ def _ladder(argv: Sequence[str]) -> int:
     if not done.ran and not done.problems:
         print(f"nothing to run: all {runs} are finished")
     else:
-        print(f"{done.ran} of {runs} were run, {len(done.problems)} problems")
+        problems = f"{len(done.problems)} problem{'' if len(done.problems) == 1 else 's'}"
+        print(f"{done.ran} of {runs} were run, {problems}")
     return _complain(done.problems)
 
 
@@ -290,9 +291,10 @@ def _complain(problems: Mapping[str, str]) -> int:
 
 
 def _report(argv: Sequence[str]) -> int:
+    from asnn_goose.cache import locked
     from asnn_goose.reporting.classifier_table import write_classifier_table
     from asnn_goose.reporting.rebuild import rebuild_reports, versions_with_runs, write_named_reports
-    from asnn_goose.sweep import write_table
+    from asnn_goose.sweep import Places, write_table
 
     _log_to_stderr("--debug" in argv)
     runs_root, reports_root = _folder("runs"), _folder("reports")
@@ -311,7 +313,9 @@ def _report(argv: Sequence[str]) -> int:
         print(f"{folder} has no {' and no '.join(lacking)}, so its report stays as it is")
     status = _complain({str(folder): reason for folder, reason in done.failures.items()})
     if versions:
-        write_table(reports_root)
+        # A ladder that ends now writes the same files.
+        with locked(Places(runs_root.resolve(), reports_root.resolve()).table_lock):
+            write_table(reports_root)
         write_classifier_table(reports_root)
     return status
 

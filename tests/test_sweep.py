@@ -124,7 +124,8 @@ def test_seed_by_seed_and_parents_before_children(configs):
     [
         ("v10", None, [0, 1, 2, 3, 4]),
         ("v10_rkl", None, [0, 1, 2]),
-        ("v10_rkl", 5, [0, 1, 2]),
+        ("v10_rkl", 5, [0, 1, 2, 3, 4]),
+        ("v10", 2, [0, 1]),
         ("aa", 2, [5, 6]),
         ("v11_1_token", None, [0, 1, 2]),
     ],
@@ -160,7 +161,7 @@ def test_flags_are_the_ladders_or_every_runs():
         (["--workers=two"], "argument --workers: invalid number above 0 value: 'two'"),
         (["--cluster=cloud"], "argument --cluster: invalid choice: 'cloud'"),
         (["--versions=,"], "--versions ',' names none"),
-        (["--seed", "3"], "--seed is for a single run, not for a ladder: --seeds N takes the first N"),
+        (["--seed", "3"], "--seed is for a single run, not for a ladder: --seeds N gives each version N"),
         (["--resume"], "--resume is for a single run, not for a ladder"),
         (["--run-dir=x"], "--run-dir is for a single run, not for a ladder"),
     ],
@@ -411,6 +412,12 @@ def slurm(tmp_path, monkeypatch) -> None:
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_slurm_that_is_not_there_is_one_sentence(members, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"^--cluster slurm: there is no srun here, so drop it, .*$"):
+        hire(members, cluster="slurm")
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def render(ladder: Ladder, found: Sequence[Effect], figures: dict[str, Path]) ->
         figures,
         "energy",
         "Test perplexity with its 95 % interval against the estimated energy of the student's arithmetic. Filled: the "
-        "interval is over seeds; hollow: one seed, and the interval is over test windows."
+        "interval is over seeds; hollow: one seed, and the interval is the run's own."
         f"{teacher_sentence(found)}",
     )
     if ladder.left_out:

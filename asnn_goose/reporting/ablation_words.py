@@ -3,18 +3,20 @@
 import statistics
 from collections.abc import Sequence
 
+from asnn_goose.errors import UserError
 from asnn_goose.reporting.comparison import FinishedRun
 from asnn_goose.reporting.effects import ALPHA, Effect, Summary, changes_nothing
 from asnn_goose.reporting.ladder import Ladder
 from asnn_goose.reporting.markdown import duration, integer, number, quantity
-from asnn_goose.reporting.seeds import interval_words, pair_key
+from asnn_goose.reporting.run_folder import load_provenance
+from asnn_goose.reporting.seeds import interval_words, pair_key, pairs_of
 
 
 def opening(ladder: Ladder, found: Sequence[Effect]) -> str:
     """What the table shows, in words."""
     changes = [effect for effect in found if not effect.rung.is_control]
-    sentences = [_verdict_sentence(changes)]
     judged = sum(effect.p_holm is not None for effect in found)
+    sentences = [_verdict_sentence(changes, judged > 0)]
     if judged:
         comparisons = f"all {judged} comparisons" if judged > 1 else "the one comparison"
         sentences.append(
@@ -63,12 +65,37 @@ def how_judged(found: Sequence[Effect]) -> str:
             "Unpaired: fewer than two pairs, or nothing but the seeds is changed; the ratio is that of the two means, "
             "with Welch's interval where both have two seeds or more. "
         )
+    text += _code_sentence(found)
     if any(effect.verdict == "not comparable" for effect in found):
         text += "Not comparable: only runs on other test text or in another arithmetic than the parent's. "
     return text + (
         "p is two-sided and corrected by Holm over the whole table; the intervals are each for one comparison. None of "
         "them covers the choice of the test text."
     )
+
+
+def _code_sentence(found: Sequence[Effect]) -> str:
+    """In how many pairs the code differs, nothing where there is no pair."""
+    runs = {effect.rung.version: effect.rung.runs for effect in found}
+    paired = [effect.rung for effect in found if effect.delta is not None and effect.delta.paired]
+    pairs = [pair for rung in paired for pair in pairs_of(rung.runs, runs[rung.parent or ""])]
+    if not pairs:
+        return ""
+    commits = {run.folder: _clean_commit(run) for pair in pairs for run in pair}
+    alike = sum(commits[one.folder] is not None and commits[one.folder] == commits[two.folder] for one, two in pairs)
+    return (
+        f"Of the {len(pairs)} pairs {alike or 'none'} {'is' if alike == 1 else 'are'} of one commit of the code; what "
+        "changed between two commits, rounding above all, is part of the ratio of the others. "
+    )
+
+
+def _clean_commit(run: FinishedRun) -> str | None:
+    """Commit that a run's code was at; None where it differed from that, or is not known."""
+    try:
+        origin = load_provenance(run.folder)
+    except UserError:
+        return None
+    return None if origin.dirty else origin.commit
 
 
 def how_measured(found: Sequence[Effect]) -> str:
@@ -89,7 +116,7 @@ def sharing_sentence(runs: Sequence[FinishedRun]) -> str:
     """
     firsts: dict[tuple[int, str], FinishedRun] = {}
     # Runs of earlier days do not say what took how long.
-    runs = [run for run in runs if "training" in run.result.seconds_by_phase]
+    runs = [run for run in runs if run.result.seconds_by_phase.get("training")]
     for run in sorted(runs, key=lambda run: run.result.started):
         firsts.setdefault(pair_key(run), run)
     later = [run for run in runs if run is not firsts[pair_key(run)]]
@@ -150,15 +177,19 @@ def ratio_words(effect: Effect) -> str:
     return f"{number(delta.ratio)} ({inside})" if inside else number(delta.ratio)
 
 
-def _verdict_sentence(changes: Sequence[Effect]) -> str:
-    """How many of the versions that have a parent help, hurt, show nothing, or cannot be judged."""
+def _verdict_sentence(changes: Sequence[Effect], controls: bool) -> str:
+    """How many of the versions that have a parent help, hurt, show nothing, or cannot be judged.
+
+    Args:
+        controls: whether one of the controls is judged.
+    """
     groups = {
         verdict: [effect.rung.version for effect in changes if effect.verdict == verdict]
         for verdict in ("helps", "hurts", "no difference shown", "one seed")
     }
     judged = sum(map(len, groups.values()))
     if not judged:
-        return "No version can be compared with its parent yet."
+        return f"No version{' but the controls' if controls else ''} can be compared with its parent yet."
     parts = []
     for verdict, (one, several) in {
         "helps": ("helps", "help"),

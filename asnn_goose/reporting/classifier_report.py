@@ -33,7 +33,7 @@ def write_classifier_report(run_folder: Path, reports_root: Path) -> Path:
     ]  # fmt: skip
     report = target / "report.md"
     write_text(report, "\n\n".join("\n".join(part).strip() for part in parts if part) + "\n")
-    write_text(target.parent / "README.md", _index(result.version, reports_root))
+    write_text(target.parent / "README.md", render_classifier_index(result.version, reports_root))
     return report
 
 
@@ -201,7 +201,7 @@ def _configuration(run: ClassifierRun, origin: Provenance, reports_root: Path) -
     return configuration_section(run.experiment, differing, origin)
 
 
-def _index(version: str, reports_root: Path) -> str:
+def render_classifier_index(version: str, reports_root: Path) -> str:
     """README.md of a version: its runs, newest first."""
     runs = recorded_classifiers(reports_root, version)
     rows = [

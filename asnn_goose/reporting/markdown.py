@@ -11,7 +11,8 @@ def number(value: float, digits: int = 4) -> str:
     """`value` with `digits` significant digits, in full from 1e-4 to below 1e9, thousands separated by commas."""
     if value == 0:
         return "0"
-    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    # Of the rounded value: 9.9999 has two digits before the point.
+    decimals = digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2])
     if decimals > digits + 3 or abs(value) >= 1e9:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(decimals, 0)}f}"

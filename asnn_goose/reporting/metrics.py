@@ -44,6 +44,8 @@ def read_metrics(path: Path) -> Metrics:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: name the folder of a run that has started training.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): mend or remove it.") from None
     metrics = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -62,15 +64,19 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def thin(metrics: Metrics, limit: int = THINNED) -> Metrics:
-    """At most `limit` lines, in order: looks at validation and lines on which a number was not finite, and the others
-    evenly, their first and last among them. Of j = 0 .. k - 1 kept from n, line floor(j (n - 1) / (k - 1)).
+    """At most `limit` lines, in order: looks at validation, lines on which a number was not finite and the one of the
+    largest loss, and the others evenly, their first and last among them. Of j = 0 .. k - 1 kept from n, line
+    floor(j (n - 1) / (k - 1)).
 
     Where the looks alone leave no room, they are thinned in the same way together with the first and the last line.
     What is short enough stays as it is, so that thinning twice is thinning once.
     """
     if len(metrics) <= limit:
         return metrics
-    marked = [i for i, line in enumerate(metrics) if "val_ppl" in line or line.get("non_finite")]
+    losses = {i: line["loss_total"] for i, line in enumerate(metrics) if line.get("loss_total") is not None}
+    # An explosion between two lines that are kept is to raise its alarm all the same.
+    worst = max(losses, key=lambda i: losses[i], default=None)
+    marked = [i for i, line in enumerate(metrics) if "val_ppl" in line or line.get("non_finite") or i == worst != 0]
     others = sorted(set(range(len(metrics))) - set(marked))
     room = limit - len(marked)
     ends = {0, len(metrics) - 1}
@@ -85,7 +91,7 @@ def _evenly(items: Sequence[T], count: int) -> Sequence[T]:
 
 
 def series(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of one quantity, as int64 [n] and float64 [n]."""
-    points = [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
+    """Steps and finite values of one quantity, as int64 [n] and float64 [n]; of two at one step, the later."""
+    points = list({line["step"]: line[name] for line in metrics if line.get(name) is not None}.items())
     steps, values = zip(*points, strict=True) if points else ((), ())
     return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)

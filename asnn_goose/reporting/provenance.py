@@ -32,6 +32,8 @@ class Hardware(Record):
     """Main memory in bytes."""
     gpu: str | None = None
     """Model of the accelerator, if one was used."""
+    threads: int | None = None
+    """Threads of a product on the processor, whose number decides the order of sums; None in records from before."""
 
 
 class Resumption(Record):
@@ -81,6 +83,7 @@ def collect_provenance(
     argv: Sequence[str],
     overrides: Mapping[str, Any],
     gpu: str | None = None,
+    threads: int | None = None,
     repository: Path = REPOSITORY,
     started: datetime | None = None,
 ) -> Provenance:
@@ -98,7 +101,13 @@ def collect_provenance(
         overrides=dict(overrides),
         python=platform.python_version(),
         libraries=_library_versions(),
-        hardware=Hardware(cpu=_processor(), cores=_usable_cores(), memory_bytes=psutil.virtual_memory().total, gpu=gpu),
+        hardware=Hardware(
+            cpu=_processor(),
+            cores=_usable_cores(),
+            memory_bytes=psutil.virtual_memory().total,
+            gpu=gpu,
+            threads=threads,
+        ),
     )
 
 

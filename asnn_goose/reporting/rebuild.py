@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asnn_goose.errors import UserError
-from asnn_goose.reporting.classifier_report import write_classifier_report
-from asnn_goose.reporting.classifier_runs import is_classifier_run
+from asnn_goose.reporting.classifier_report import render_classifier_index, write_classifier_report
+from asnn_goose.reporting.classifier_runs import is_classifier_run, recorded_classifiers
 from asnn_goose.reporting.classifier_table import write_classifier_table
-from asnn_goose.reporting.comparison import run_folders
-from asnn_goose.reporting.report import write_report
-from asnn_goose.reporting.run_folder import RECORDS
+from asnn_goose.reporting.comparison import finished_runs, run_folders
+from asnn_goose.reporting.report import render_index, write_report
+from asnn_goose.reporting.run_folder import RECORDS, write_text
 
 
 @dataclass
@@ -101,6 +101,17 @@ def rebuild_reports(
                 rebuilt.reports.append(write_report_of(folder, reports_root, runs_root))
                 rebuilt.failures.pop(first, None)
                 break
-            except UserError as error:
+            except (UserError, OSError) as error:
                 rebuilt.failures.setdefault(first, str(error))
+    # Each report has written its version's list; one of which no report can be made again changes with its ancestors.
+    for version in {folders[0].parent.name for folders in found} - {path.parents[1].name for path in rebuilt.reports}:
+        _write_index(version, reports_root)
     return rebuilt
+
+
+def _write_index(version: str, reports_root: Path) -> None:
+    folder = reports_root / version
+    if recorded_classifiers(reports_root, version):
+        write_text(folder / "README.md", render_classifier_index(version, reports_root))
+    elif finished_runs(version, reports_root, reports_root):
+        write_text(folder / "README.md", render_index(version, reports_root))

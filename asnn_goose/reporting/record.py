@@ -142,7 +142,7 @@ class PrecisionEnergy(Record):
     """Assumed energy of an addition."""
     student_joules_per_token: float
     """Arithmetic of the student, in joules."""
-    teacher_joules_per_token: float
+    teacher_joules_per_token: float = Field(gt=0)
     """Arithmetic of the teacher, in joules."""
 
 
@@ -151,7 +151,7 @@ class EnergyResult(Record):
 
     student_joules_per_token: float
     """Arithmetic of the student, in joules."""
-    teacher_joules_per_token: float
+    teacher_joules_per_token: float = Field(gt=0)
     """Arithmetic of the teacher, in joules."""
     by_kind: dict[str, EnergyKind]
     """The student's arithmetic by kind."""

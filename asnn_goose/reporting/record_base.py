@@ -59,19 +59,23 @@ def read_result(path: Path, schema: type[R]) -> R:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "its text"
         raise UserError(f"{path} is not the result of a run: {place}: {first['msg']}; repeat the run.") from None
-    refuse_non_finite(result, path.parent.name)
+    if bad := _non_finite(result):
+        raise UserError(f"{path} holds what is no number ({', '.join(bad)}): repeat the run.")
     return result
 
 
 def refuse_non_finite(result: Record, run_id: str) -> None:
     """Raise UserError that names every NaN or infinity, since JSON has neither."""
-    leaves = _leaves(result.model_dump())
-    bad = [f"{name} is {value}" for name, value in leaves if isinstance(value, float) and not math.isfinite(value)]
-    if bad:
+    if bad := _non_finite(result):
         raise UserError(
             f"result.json of {run_id} cannot be written: {', '.join(bad)}; "
             "look at loss and grad_norm in metrics.jsonl, then lower --train.lr."
         )
+
+
+def _non_finite(result: Record) -> list[str]:
+    leaves = _leaves(result.model_dump())
+    return [f"{name} is {value}" for name, value in leaves if isinstance(value, float) and not math.isfinite(value)]
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

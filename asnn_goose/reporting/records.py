@@ -2,6 +2,7 @@
 
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -48,5 +49,6 @@ def read_raster(file: Path) -> tuple[list[str], np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return arrays["tokens"].tolist(), arrays["spikes"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    # A flipped bit shows as any of these, by where it lies.
+    except (ValueError, KeyError, EOFError, OSError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is damaged ({error}): put it back, or repeat the run.") from error

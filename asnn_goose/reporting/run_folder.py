@@ -216,7 +216,7 @@ def read_config(run_folder: Path) -> str:
     try:
         return config.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{config} does not exist: name the folder of a run.") from None
+        raise UserError(f"{config} does not exist: put it back, or name the folder of a run.") from None
     except OSError as error:
         raise UserError(f"{config} cannot be read ({error.strerror}): mend or remove it.") from None
     except UnicodeDecodeError as error:

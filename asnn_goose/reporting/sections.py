@@ -240,9 +240,12 @@ def provenance_section(origin: Provenance, precision: str | None) -> list[str]:
     rows = [["run", f"`{origin.run_id}`"], ["started", f"{origin.started:%Y-%m-%d %H:%M:%S} UTC"]]
     if origin.commit is not None:
         rows.append(["commit", f"`{origin.commit}`{' with uncommitted changes' if origin.dirty else ''}"])
+    cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
+    if machine.threads is not None:
+        cores += f", {machine.threads} thread{'s' if machine.threads > 1 else ''}"
     rows += [
         ["fingerprint", f"`{origin.fingerprint}`"],
-        ["processor", f"{machine.cpu}, {machine.cores} core{'s' if machine.cores > 1 else ''}"],
+        ["processor", f"{machine.cpu}, {cores}"],
         ["memory", mebibytes(machine.memory_bytes)],
     ]
     if machine.gpu is not None:

@@ -76,8 +76,7 @@ def seed_groups(runs: Iterable[FinishedRun]) -> list[SeedGroup]:
     """Runs that may be averaged: of one scale, on as many test tokens, and no setting that can change a number differs,
     but for the arithmetic.
 
-    Of a seed's runs in one arithmetic the newest counts. Groups come by scale, then those with more seeds first, then
-    the newer.
+    Of a seed's runs in one arithmetic the newest counts. Groups come by scale, then by their newest run, newest first.
     """
     groups: list[list[FinishedRun]] = []
     for run in sorted(runs, key=_age, reverse=True):
@@ -87,7 +86,7 @@ def seed_groups(runs: Iterable[FinishedRun]) -> list[SeedGroup]:
         elif pair_key(run) not in map(pair_key, home):
             home.append(run)
     # Sorting is stable, and the groups stand in the order of their newest run.
-    groups.sort(key=lambda group: (group[0].result.scale, -len(_seeds(group))))
+    groups.sort(key=lambda group: group[0].result.scale)
     return [tuple(sorted(group, key=pair_key)) for group in groups]
 
 
@@ -130,10 +129,7 @@ def paired(version_runs: Iterable[FinishedRun], other_runs: Iterable[FinishedRun
     Raises:
         ValueError: runs of one version differ in more than their seed, or the two versions in their scale.
     """
-    mine, theirs = _of_one_scale(version_runs, other_runs)
-    partners = {pair_key(run): run for run in theirs}
-    pairs = [(run, partners[pair_key(run)]) for run in mine if pair_key(run) in partners]
-    pairs = [pair for pair in pairs if verdict(*pair) != "not comparable"]
+    pairs = pairs_of(version_runs, other_runs)
     if not pairs:
         return None
     versions, others = zip(*pairs, strict=True)
@@ -141,16 +137,30 @@ def paired(version_runs: Iterable[FinishedRun], other_runs: Iterable[FinishedRun
     return Delta(len(differences), *one_sample(differences))
 
 
+def pairs_of(
+    version_runs: Iterable[FinishedRun], other_runs: Iterable[FinishedRun]
+) -> list[tuple[FinishedRun, FinishedRun]]:
+    """What :func:`paired` compares: runs of one seed, in one arithmetic and on one text."""
+    mine, theirs = _of_one_scale(version_runs, other_runs)
+    partners = {pair_key(run): run for run in theirs}
+    pairs = [(run, partners[pair_key(run)]) for run in mine if pair_key(run) in partners]
+    return [pair for pair in pairs if verdict(*pair) != "not comparable"]
+
+
 def unpaired(version_runs: Iterable[FinishedRun], other_runs: Iterable[FinishedRun]) -> Delta | None:
     """Compare the means of two versions, whatever their seeds (:func:`~asnn_goose.reporting.statistics.welch`).
 
-    Runs in an arithmetic that the other version was not run in do not count. None where that leaves none, and where the
-    two were evaluated on different text. Arguments and errors are those of :func:`paired`.
+    Only runs in one arithmetic count, since two mixed in unlike shares would differ by that alone: the one in which
+    the version that has fewer seeds has most. None where the two have none in common, and where they were evaluated on
+    different text. Arguments and errors are those of :func:`paired`.
     """
     mine, theirs = _of_one_scale(version_runs, other_runs)
-    common = {run.arithmetic for run in mine} & {run.arithmetic for run in theirs}
-    mine, theirs = (tuple(run for run in runs if run.arithmetic in common) for runs in (mine, theirs))
-    if not common or verdict(mine[0], theirs[0]) == "not comparable":
+    seeds = {kind: min(sum(run.arithmetic == kind for run in runs) for runs in (mine, theirs)) for kind in _kinds(mine)}
+    most = max(sorted(seeds), key=lambda kind: seeds[kind], default=None)
+    if most is None or not seeds[most]:
+        return None
+    mine, theirs = (tuple(run for run in runs if run.arithmetic == most) for runs in (mine, theirs))
+    if verdict(mine[0], theirs[0]) == "not comparable":
         return None
     logs, other_logs = by_seed(mine, _log), by_seed(theirs, _log)
     return Delta(min(len(logs), len(other_logs)), *welch(logs, other_logs), paired=False)
@@ -218,8 +228,8 @@ def _age(run: FinishedRun) -> tuple[Any, str]:
     return run.result.started, run.result.run_id
 
 
-def _seeds(group: Iterable[FinishedRun]) -> set[int]:
-    return {run.result.seed for run in group}
+def _kinds(group: Iterable[FinishedRun]) -> set[str]:
+    return {run.arithmetic for run in group}
 
 
 def _alike(one: FinishedRun, other: FinishedRun) -> bool:

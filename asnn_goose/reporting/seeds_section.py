@@ -26,6 +26,7 @@ def section(runs: Iterable[FinishedRun], lineage: Mapping[str, list[FinishedRun]
         runs: finished runs of the version.
         lineage: finished runs of its ancestors, as :func:`ancestors` gives them.
     """
+    runs = list(runs)
     groups = seed_groups(runs)
     labels = [label for _, same in itertools.groupby(groups, scale_of) for label in _labels(list(same))]
     means, deltas = [], []
@@ -40,6 +41,7 @@ def section(runs: Iterable[FinishedRun], lineage: Mapping[str, list[FinishedRun]
     header = ["scale", "settings", "test tokens", "seeds", "test perplexity", "95 % interval"]
     lines = ["## Over seeds", "", *table(header, means), ""]
     text = ["Perplexities are geometric means over seeds; runs of other settings are not pooled."]
+    text += [_repetition(same) for same in _contradictory(runs)]
     if any(labels):
         text.append("Settings are told where they differ from those of the scale's first row.")
     if deltas:
@@ -48,7 +50,7 @@ def section(runs: Iterable[FinishedRun], lineage: Mapping[str, list[FinishedRun]
         text.append(
             "A ratio is this version's perplexity over the other's, seed by seed: below 1 this version is better. A "
             "verdict is on all the settings in which the two differ, and names a direction where the interval leaves "
-            "out 1."
+            "out 1; it is of one comparison alone, while reports/roadmap.md corrects for how many it makes."
         )
     if any(mean.n > 1 for mean in map(mean_perplexity, groups)):
         text.append(
@@ -56,6 +58,24 @@ def section(runs: Iterable[FinishedRun], lineage: Mapping[str, list[FinishedRun]
             "one text; what another text would change is in the intervals of single runs, not in these."
         )
     return [*lines, " ".join(text)]
+
+
+def _contradictory(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
+    """Runs of one fingerprint that came to different perplexities, oldest first; by seed."""
+    alike: dict[tuple[int, str], list[FinishedRun]] = {}
+    for run in sorted(runs, key=lambda run: run.result.started):
+        alike.setdefault((run.result.seed, run.result.fingerprint), []).append(run)
+    repeated = [same for same in alike.values() if len({run.result.student.test_ppl for run in same}) > 1]
+    return sorted(repeated, key=lambda same: same[0].result.seed)
+
+
+def _repetition(same: Sequence[FinishedRun]) -> str:
+    values = " and ".join(number(run.result.student.test_ppl) for run in same)
+    seed, fingerprint = same[0].result.seed, same[0].result.fingerprint[:8]
+    return (
+        f"Seed {seed} was run {len(same)} times with fingerprint {fingerprint} and came to {values}, since neither the "
+        "code's commit nor the number of threads is in it; the newest counts."
+    )
 
 
 def _labels(groups: Sequence[SeedGroup]) -> list[str]:

@@ -49,7 +49,9 @@ def results(material: Material) -> list[str]:
     if result.evaluation.test_windows is not None:
         text += f" in {integer(result.evaluation.test_windows)} windows"
     if result.student.test_ppl_low is not None:
-        text += "; intervals by bootstrap over windows"
+        documents = result.evaluation.test_documents
+        units = "windows" if documents is None else f"their {integer(documents)} documents"
+        text += f"; intervals by bootstrap over {units}"
     sentences = [f"{text}.", f"Validation: {integer(result.evaluation.validation_tokens)} tokens."]
     for title, other in material.others.items():
         sentences.append(f"{title[0].upper()}{title[1:]}: run `{other.result.run_id}`, seed {other.result.seed}.")

@@ -23,6 +23,7 @@ import psutil
 from submitit import AutoExecutor, Job
 from submitit.core.utils import FailedJobError, UncompletedJobError, environment_variables
 
+from asnn_goose.errors import UserError
 from asnn_goose.sweep.members import Member
 from asnn_goose.sweep.progress import Progress
 from asnn_goose.sweep.state import Places
@@ -52,7 +53,13 @@ class Crew(NamedTuple):
 
 
 def hire(members: Sequence[Member], workers: int | None = None, cluster: str | None = None) -> Crew:
-    """As many workers as asked for, or as the module's docstring says, and no more than there are members."""
+    """As many workers as asked for, or as the module's docstring says, and no more than there are members.
+
+    Raises:
+        UserError: Slurm is asked for where there is none.
+    """
+    if cluster == "slurm" and AutoExecutor.which() != "slurm":
+        raise UserError("--cluster slurm: there is no srun here, so drop it, or start the ladder where Slurm is")
     if (cluster or AutoExecutor.which()) == "slurm":
         return Crew("slurm", min(workers or len(members), len(members)), SLURM_CORES)
     on_cpu = all(member.experiment.train.device == "cpu" for member in members)

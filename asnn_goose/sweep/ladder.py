@@ -89,7 +89,7 @@ def run_ladder(request: Request, argv: Sequence[str], places: Places, session: S
     # Where no version can be run at all, as at a scale that there is not, the table that is there stays.
     if versions and (stale or _is_stale(places.reports, request.scale, versions, request.overrides)):
         # Two ladders that write at once could leave the page of the one beside the table of the other.
-        with locked(places.ladder / "roadmap.md"):
+        with locked(places.table_lock):
             written = write_table(places.reports, request.scale, versions, request.overrides)
     return Outcome(len(found.members), ran, problems, written)
 

@@ -90,7 +90,7 @@ def plan(
     Args:
         versions: experiments; one that cannot be resolved is refused, and the others stay.
         scale: name of the train group.
-        seeds: how many of each version's seeds, the first ones; None: all.
+        seeds: how many of each version, from its first seed on; None: as SEEDS has them.
         overrides: flags for every member, as :func:`asnn_goose.config.load_experiment` takes them.
         argv: the command line, for the record.
         root: ``configs/``.
@@ -104,7 +104,8 @@ def plan(
     parents = {version: invocation.experiment.parent for version, invocation in invocations.items()}
     ranked = []
     for version, invocation in invocations.items():
-        for rank, seed in enumerate(SEEDS.get(version, OTHER_SEEDS)[:seeds]):
+        usual = SEEDS.get(version, OTHER_SEEDS)
+        for rank, seed in enumerate(usual if seeds is None else range(usual.start, usual.start + seeds)):
             experiment = invocation.experiment.model_copy(update={"seed": seed})
             member = Member(experiment, {"seed": seed} | invocation.overrides, tuple(argv))
             ranked.append((rank, _generation(version, parents), member))

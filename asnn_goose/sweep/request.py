@@ -8,7 +8,7 @@ from asnn_goose.errors import UserError
 from asnn_goose.sweep.members import SCALE, SEEDS
 
 _SINGLE = {
-    "seed": "--seeds N takes the first N of each version's seeds",
+    "seed": "--seeds N gives each version N",
     "run-dir": "each run has its own folder",
     "resume": "a ladder resumes by itself",
 }
@@ -76,7 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     parser.add_argument("--versions", metavar="v10,v11_1", default=",".join(SEEDS), help="Default: the whole ladder.")
-    parser.add_argument("--seeds", metavar="N", type=_positive, help="The first N of each version's seeds.")
+    parser.add_argument(
+        "--seeds",
+        metavar="N",
+        type=_positive,
+        help="Runs of each version (default: 5 of the main ones, 3 of the others).",
+    )
     parser.add_argument("--scale", metavar="NAME", default=SCALE, help=f"How many tokens (default: {SCALE}).")
     parser.add_argument(
         "--workers", metavar="N", type=_positive, help="Runs at a time (default: as the machine has room)."

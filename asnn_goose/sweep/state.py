@@ -30,6 +30,11 @@ class Places(NamedTuple):
         """Folder of locks and of the workers' logs."""
         return self.runs / ".ladder"
 
+    @property
+    def table_lock(self) -> Path:
+        """Locked by whoever writes table and page, which belong together."""
+        return self.ladder / "roadmap.md"
+
 
 def asked_fingerprint(experiment: Experiment) -> str:
     """A run's fingerprint as far as it is known before anything is loaded, and its scale, since a table is of one.

@@ -58,7 +58,13 @@ def run_session(
         else:
             gpu = torch.cuda.get_device_name() if setting.engine.device_type == "cuda" else None
             provenance = collect_provenance(
-                experiment, setting.fingerprint, argv=argv, overrides=overrides, gpu=gpu, started=started
+                experiment,
+                setting.fingerprint,
+                argv=argv,
+                overrides=overrides,
+                gpu=gpu,
+                threads=torch.get_num_threads(),
+                started=started,
             )
             folder = RunFolder.create(runs_root, experiment, dump(experiment), provenance, run_dir)
         _log.info("run folder %s", folder.path)

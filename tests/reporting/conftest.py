@@ -158,6 +158,9 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     branch[int(last) if isinstance(branch, list) else last] = value
 
 
+COMMIT = "c0ffee00" * 5
+
+
 @pytest.fixture(scope="session")
 def make_experiment() -> Callable[..., Experiment]:
     """Experiment with some dotted keys set."""
@@ -193,6 +196,8 @@ def make_run(make_result: Callable[..., Result]) -> Callable[..., RunFolder]:
         provenance = collect_provenance(
             experiment, "0123abcd" * 8, argv=["x.py"], overrides=overrides or {}, started=started
         )
+        # Not that of the checkout, which may hold changes.
+        provenance = provenance.model_copy(update={"commit": COMMIT, "dirty": False})
         folder = RunFolder.create(root, experiment, dump(experiment), provenance)
         for step in range(0, 20, 2):
             ce = 6.0 + 4.0 / (1 + step)

@@ -118,7 +118,7 @@ def unfinished(record, root):
 def without_settings(record, root):
     path = record("spoilt", 0, 300.0) / "config.yaml"
     path.unlink()
-    return f"spoilt/{path.parent.name}/config.yaml does not exist: name the folder of a run."
+    return f"spoilt/{path.parent.name}/config.yaml does not exist: put it back, or name the folder of a run."
 
 
 def not_text(record, root):

@@ -36,11 +36,12 @@ Perplexities are geometric means over seeds, with Student's t-interval of their 
 than the parent. Its interval is Student's t over the seeds that both were run with, pair by pair, since a seed \
 decides the initialisation and the order of the data. Machines multiply matrices in bfloat16 or in float32, and both \
 runs of a pair did in the same; a seed that was run in both counts once, by its mean, so that a ratio need not be the \
-quotient of two perplexities. Marked "one seed", a perplexity's interval is the run's own, by bootstrap over the \
-test windows, and says nothing of other seeds. Unpaired: fewer than two pairs, or nothing but the seeds is changed; \
-the ratio is that of the two means, with Welch's interval where both have two seeds or more. p is two-sided and \
-corrected by Holm over the whole table; the intervals are each for one comparison. None of them covers the choice of \
-the test text.
+quotient of two perplexities. Marked "one seed", a perplexity's interval is the run's own, by bootstrap over \
+test documents (in runs of November 2026 their windows, which is narrower), and says nothing of other seeds. Unpaired: \
+fewer than two pairs, or nothing but the seeds is changed; the ratio is that of the two means, with Welch's interval \
+where both have two seeds or more. Of the 2 pairs 2 are of one commit of the code; what changed between two commits, \
+rounding above all, is part of the ratio of the others. p is two-sided and corrected by Holm over the whole table; the \
+intervals are each for one comparison. None of them covers the choice of the test text.
 
 ![deltas](roadmap/deltas.png)
 
@@ -75,7 +76,7 @@ half of each training. Blue helps, vermilion hurts, black is the base.
 ![energy](roadmap/energy.png)
 
 Test perplexity with its 95 % interval against the estimated energy of the student's arithmetic. Filled: the interval \
-is over seeds; hollow: one seed, and the interval is over test windows. The teacher, smollm2, has a test perplexity of \
+is over seeds; hollow: one seed, and the interval is the run's own. The teacher, smollm2, has a test perplexity of \
 40.00 at 619 µJ per token.
 """
 
@@ -85,6 +86,16 @@ def test_a_small_table_by_hand(small_ladder):
     assert (small_ladder / "roadmap.md").read_text() == TABLE
     names = ("roadmap.md", "roadmap/deltas.png", "roadmap/validation.png", "roadmap/energy.png", "index.html")
     assert paths == [small_ladder / name for name in names]
+
+
+def test_pairs_of_other_code_are_counted(small_ladder):
+    """One run's code differs from its commit, and another's commit is not known."""
+    (run,) = small_ladder.glob("child/*-s0-*")
+    origin = json.loads((run / "provenance.json").read_text())
+    for change, words in (({}, "2 pairs 2 are"), ({"dirty": True}, "2 pairs 1 is"), ({"commit": "1"}, "2 pairs 1 is")):
+        (run / "provenance.json").write_text(json.dumps(origin | change))
+        write_roadmap(small_ladder, "cpu", ["base", "child"])
+        assert f"Of the {words} of one commit of the code" in (small_ladder / "roadmap.md").read_text()
 
 
 def test_controls_come_first_and_the_others_as_given(small_ladder, record):

@@ -67,6 +67,11 @@ def test_series_skips_lines_without_the_quantity():
     assert series([], "a")[0].shape == (0,)
 
 
+def test_of_two_values_at_a_step_the_later_counts():
+    steps, values = series([{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 2, "a": 3.0}], "a")
+    assert steps.tolist() == [1, 2] and values.tolist() == [1.0, 3.0]
+
+
 def test_thinning_keeps_looks_and_every_seventh_of_the_rest():
     """1,255 training lines of which every seventh, 180 with both ends, fits beside the 20 looks."""
     training = [{"step": step, "loss_total": 1.0} for step in range(1, 1255)]
@@ -85,6 +90,12 @@ def test_a_line_with_a_number_that_was_not_finite_stays():
     lines = [{"step": step} | ({"non_finite": ["loss_total"]} if step in (5, 33) else {}) for step in range(100)]
     kept = {line["step"] for line in thin(lines, 10)}
     assert len(kept) == 10 and {0, 5, 33, 99} <= kept
+
+
+def test_the_line_of_the_largest_loss_stays():
+    """So that a spike of one step, which the others around it do not show, still raises its alarm."""
+    lines = [{"step": step, "loss_total": 50.0 if step == 701 else 1.0} for step in range(2000)]
+    assert 701 in {line["step"] for line in thin(lines)} and len(thin(lines)) == 200
 
 
 def test_more_looks_than_lines_are_thinned_too():

@@ -11,6 +11,7 @@ from asnn_goose.errors import UserError
 from asnn_goose.reporting import read_metrics, write_report
 from asnn_goose.reporting.comparison import finished_runs, run_folders
 from asnn_goose.reporting.rebuild import find_run, rebuild_reports, versions_with_runs
+from asnn_goose.reporting.records import read_raster
 from asnn_goose.reporting.run_folder import RECORDS
 from asnn_goose.sweep import write_table
 from asnn_goose.sweep.members import SCALE
@@ -146,6 +147,33 @@ def test_any_torn_file_is_one_sentence(clone, tmp_path, file):
     rebuilt = rebuild_reports(["base", "child"], tmp_path / "runs", tmp_path / "reports")
     assert len(rebuilt.reports) == 2 and list(rebuilt.failures) == [record]
     assert str(record / file) in rebuilt.failures[record] and "\n" not in rebuilt.failures[record]
+
+
+def test_a_flipped_bit_in_a_raster_is_one_sentence_or_none(clone, tmp_path):
+    (record,) = (clone / "reports" / "child").glob("*/")
+    whole, file = (record / "raster.npz").read_bytes(), tmp_path / "raster.npz"
+    refused = 0
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 0x10
+        file.write_bytes(content)
+        try:
+            read_raster(file)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > len(whole) // 2
+
+
+def test_a_version_whose_records_are_not_whole_has_its_list_made_again(clone, tmp_path):
+    shutil.copytree(clone / "reports", tmp_path / "reports")
+    (record,) = (tmp_path / "reports" / "child").glob("*/")
+    (record / "provenance.json").unlink()
+    listed = tmp_path / "reports" / "child" / "README.md"
+    expected = listed.read_text()
+    listed.write_text("stale")
+    assert rebuild_reports(["child"], tmp_path / "runs", tmp_path / "reports").reports == []
+    assert listed.read_text() == expected
 
 
 def test_the_run_mends_a_torn_record(clone, tmp_path):

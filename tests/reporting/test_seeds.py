@@ -5,6 +5,7 @@ import math
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,6 +219,19 @@ def test_means_without_a_common_seed_are_of_one_arithmetic(make):
     assert unpaired([make(5, 120.0)], base) is None
 
 
+def test_means_do_not_mix_arithmetics_in_unlike_shares(make):
+    """Where float32 is 1.1 times bfloat16 and nothing else differs, the ratio is 1, and its interval that of Welch."""
+    base = [make(s, 100.0 + s, BASE, precision="bfloat16") for s in range(3)]
+    base += [make(s, 110.0 + s, BASE, precision="float32") for s in (1, 2)]
+    again = [make(5, 101.0, precision="bfloat16"), *(make(s, 105.5 + s, precision="float32") for s in (6, 7))]
+    delta = unpaired(again, base)
+    mine, theirs = np.log([111.5, 112.5]), np.log([111.0, 112.0])
+    assert delta is not None and delta.n == 2 and not delta.paired
+    assert delta.ratio == pytest.approx(math.exp(mine.mean() - theirs.mean()))
+    test: Any = ttest_ind(mine, theirs, equal_var=False)
+    assert delta.p_value == pytest.approx(test.pvalue)
+
+
 def test_an_arithmetic_that_was_asked_for_is_the_one_that_the_machine_took(make):
     """auto that came to float32 is float32: the newer of the two counts, and they differ in nothing."""
     taken, asked = make(0, 90.0, precision="float32"), make(0, 91.0, {"train.precision": "float32"}, hours=1)
@@ -270,11 +284,12 @@ def test_the_newest_run_of_a_seed_counts(make):
     assert seed_groups([old, new, other]) == seed_groups([other, new, old]) == [(new, other)]
 
 
-def test_groups_come_by_scale_then_size_then_age(make):
+def test_groups_come_by_scale_then_age(make):
+    """What a version is now stands before what it was, however often that was run."""
     gpu = make(0, 1.0, {"train.scale": "gpu"}, hours=9)
     older, newer = make(0, 1.0, {"train.lr": 0.1}, hours=1), make(0, 1.0, {"train.lr": 0.2}, hours=2)
     plain = make(0, 1.0), make(1, 1.0)
-    assert seed_groups([gpu, older, newer, *plain]) == [plain, (newer,), (older,), (gpu,)]
+    assert seed_groups([gpu, older, newer, *plain]) == [(newer,), (older,), plain, (gpu,)]
 
 
 def test_scales_are_not_paired(make):
@@ -337,7 +352,7 @@ def test_ancestors_end_at_a_circle(make_run, tmp_path):
 
 
 def test_the_section_tells_settings_apart_and_names_what_differs(make):
-    runs = [make(0, 90.0), make(1, 95.0), make(0, 80.0, {"train.lr": 0.1})]
+    runs = [make(0, 90.0, hours=1), make(1, 95.0, hours=1), make(0, 80.0, {"train.lr": 0.1})]
     losses = {"version": "root", "parent": None, "distillation.losses": {"ce": {"weight": 0.3}, "tcs": {"weight": 0.7}}}
     lineage = {"base": [make(0, 100.0, BASE)], "root": [make(0, 45.0, losses), make(1, 47.5, losses)]}
     lines = section(runs, lineage)
@@ -353,10 +368,17 @@ def test_the_section_tells_settings_apart_and_names_what_differs(make):
     assert "below 1 this version is better" in lines[-1]
 
 
+def test_a_fingerprint_with_two_results_is_told(make):
+    once, again = make(0, 90.0), make(0, 91.0, hours=1)
+    (text,) = [line for line in section([once, again, make(1, 95.0)], {}) if line.startswith("Perplexities")]
+    assert "Seed 0 was run 2 times with fingerprint" in text and "came to 90.00 and 91.00, since neither" in text
+    assert "was run" not in section([once, make(0, 90.0, hours=1)], {})[-1]
+
+
 def test_many_settings_go_by_branch_unless_two_groups_then_read_the_same(make):
     neuron = {"steps": 2, "threshold": 3.0, "decay": 0.5, "width": 2.0}
     many = {"data.window": 32} | {f"student.neuron.{key}": value for key, value in neuron.items()}
-    runs = [make(0, 90.0), make(1, 95.0), make(0, 80.0, many)]
+    runs = [make(0, 90.0, hours=1), make(1, 95.0, hours=1), make(0, 80.0, many)]
     assert "| cpu | `data.window`, `student.neuron.*` |" in "\n".join(section(runs, {}))
     runs.append(make(0, 70.0, many | {"student.neuron.threshold": 4.0}))
     lines = "\n".join(section(runs, {}))
