@@ -54,7 +54,7 @@ def test_no_version_but_v11_2_has_stages():
         ([ON, "--distillation.losses.forward_kl.ramp.start=0"], "the ramp of forward_kl and curriculum.w_kd both set"),
         ([ON, "--distillation.losses.ce.ramp.start=0"], "the ramp of ce and curriculum.w_kd both set"),
         ([ON, "--distillation.losses.reverse_kl.weight=1"], "losses has forward_kl, reverse_kl: set w_kd to null"),
-        ([ON, "--distillation.balance.mode=gradient_norm"], "curriculum.w_kd would do nothing"),
+        ([ON, "--distillation.balance.mode=gradient_norm"], "curriculum.w_kd would be undone"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(flags: list[str], message: str):
