@@ -71,7 +71,8 @@ def first_step(share: float, total: int) -> int:
 
 
 def schedules(experiment: Experiment, step: int) -> dict[str, float]:
-    """All of them at an optimiser step, by the names of metrics.jsonl; without those that wait for validation."""
+    """All of them at an optimiser step, by the names of metrics.jsonl, and spike_share, the share of the spikes in an
+    annealed neuron's output; without those that wait for validation."""
     total, config = experiment.train.total_steps(experiment.data.window), experiment.distillation
     curriculum, stage, begin, end = config.curriculum, None, 0, total
     found: dict[str, float] = {}
