@@ -7,8 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from asnn_goose.config import ClassifierExperiment, dump
 from asnn_goose.reporting import RunFolder, collect_provenance
 from asnn_goose.reporting.classifier_report import write_classifier_report
@@ -55,15 +53,8 @@ def run_classifier_session(
     if resume is not None:
         folder = RunFolder.open(resume)
     else:
-        gpu = torch.cuda.get_device_name() if setting.engine.device_type == "cuda" else None
         provenance = collect_provenance(
-            experiment,
-            setting.fingerprint,
-            argv=argv,
-            overrides=overrides,
-            gpu=gpu,
-            threads=torch.get_num_threads(),
-            started=started,
+            experiment, setting.fingerprint, argv=argv, overrides=overrides, started=started, **setting.engine.machine()
         )
         folder = RunFolder.create(runs_root, experiment, dump(experiment), provenance, run_dir)
     _log.info("run folder %s", folder.path)

@@ -47,6 +47,11 @@ class Engine:
             precision="bf16-mixed" if self.precision == "bfloat16" else "32-true",
         )
 
+    def machine(self) -> dict[str, Any]:
+        """Where products are computed, for the provenance: the accelerator, and how many threads of the processor."""
+        gpu = torch.cuda.get_device_name() if self.device_type == "cuda" else None
+        return {"gpu": gpu, "threads": torch.get_num_threads()}
+
     def launch(self) -> None:
         """Start the other processes, if any; each runs the script again from its beginning."""
         self._fabric.launch()

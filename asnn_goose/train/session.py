@@ -8,8 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from asnn_goose.config import Experiment, dump
 from asnn_goose.reporting import RunFolder, collect_provenance, write_report
 from asnn_goose.train import checkpoint
@@ -56,15 +54,13 @@ def run_session(
         if resume is not None:
             folder = RunFolder.open(resume)
         else:
-            gpu = torch.cuda.get_device_name() if setting.engine.device_type == "cuda" else None
             provenance = collect_provenance(
                 experiment,
                 setting.fingerprint,
                 argv=argv,
                 overrides=overrides,
-                gpu=gpu,
-                threads=torch.get_num_threads(),
                 started=started,
+                **setting.engine.machine(),
             )
             folder = RunFolder.create(runs_root, experiment, dump(experiment), provenance, run_dir)
         _log.info("run folder %s", folder.path)

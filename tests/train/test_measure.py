@@ -15,6 +15,7 @@ from asnn_goose.data.loader import Batch
 from asnn_goose.errors import UserError
 from asnn_goose.evaluation.information import measure_information
 from asnn_goose.reporting import Result, RunFolder, load_result, read_metrics
+from asnn_goose.reporting.run_folder import load_provenance
 from asnn_goose.train.checkpoint import NAME
 from asnn_goose.train.measure import Clock, continue_prompt, measure, probe_spikes, save_model
 from asnn_goose.train.setting import prepare
@@ -81,7 +82,7 @@ def test_the_student_folder_is_whole_and_generates(tiny_run, setting):
             assert torch.equal(parameter, saved[f"student.{name}"]), name
 
 
-def test_counts_and_clocks_add_up(tiny_run, result):
+def test_counts_and_clocks_add_up(tiny_run, result, setting):
     assert (result.steps, result.tokens_seen) == (4, 4 * 2 * 16)
     assert {"preparation", "training", "evaluation", "baselines", "sample"} <= result.seconds_by_phase.keys()
     # The phases follow each other; each is rounded to 10 ms.
@@ -89,6 +90,8 @@ def test_counts_and_clocks_add_up(tiny_run, result):
     training = result.tokens_seen / result.tokens_per_second
     assert 0.0 < training <= result.seconds_by_phase["training"] + 0.01
     assert result.peak_memory_bytes > 100e6  # torch alone
+    assert result.evaluation.test_documents == len(set(setting.text.test.documents_W.tolist())) > 1
+    assert load_provenance(tiny_run).hardware.threads == torch.get_num_threads()
     assert result.student.trained_parameters == result.student.parameters - 257 * 32
     last = [line for line in read_metrics(tiny_run / "metrics.jsonl") if "temperature" in line][-1]
     assert last["step"] == 4 and last["tokens"] == result.tokens_seen
