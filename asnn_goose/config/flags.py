@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,9 +52,6 @@ def parse_flags(argv: Sequence[str], model: type[BaseModel] = Experiment) -> Fla
     """
     known, optional = settable(model), branches(model)
     picks = {"scale": "train"} | {group: group for group in groups(model) if group != "train"}
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
-    for key in known.values():
-        parser.add_argument(f"--{key.path}", type=key.annotation)
     found: dict[str, Any] = {"settings": {}, "picks": {}}
     for name, given in _split(argv):
         if name in _SWITCHES:
@@ -77,8 +75,16 @@ def parse_flags(argv: Sequence[str], model: type[BaseModel] = Experiment) -> Fla
         elif name in picks:
             found["picks"][picks[name]] = given
         else:
-            found["settings"][name] = _typed(parser, known[name], given)
+            found["settings"][name] = _typed(_parser(model), known[name], given)
     return Flags(**found)
+
+
+@cache
+def _parser(model: type[BaseModel]) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    for key in settable(model).values():
+        parser.add_argument(f"--{key.path}", type=key.annotation)
+    return parser
 
 
 def as_arguments(overrides: Mapping[str, Any]) -> list[str]:
