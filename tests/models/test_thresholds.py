@@ -41,6 +41,7 @@ def test_where_more_is_silent_than_asked_for_the_threshold_stays(kind):
     """Behind relu^2 half of the currents are 0; a threshold of 0 would give outputs of 0 and endless gradients."""
     x_NC = torch.randn(TOKENS, C, generator=torch.Generator().manual_seed(0)).relu().square().requires_grad_()
     linear = SpikingLinear(C, 4, NeuronConfig(kind=kind, sparsity=0.3, threshold=0.8).model_dump())
+    torch.nn.init.ones_(linear.weight)
     with fitting_thresholds(linear):
         linear(x_NC).square().sum().backward()
     assert linear.neuron.threshold.item() == pytest.approx(0.8)
