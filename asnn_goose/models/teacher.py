@@ -50,7 +50,7 @@ class Teacher:
         rows = self._embedding("output").shape[0]
         if rows < self.vocab_size:
             raise UserError(
-                f"teacher {name!r} has {rows} output rows for the {self.vocab_size} ids of its tokenizer: use the "
+                f"teacher {name!r} has {rows} output rows for the {self.vocab_size} tokens of its tokenizer: use the "
                 "tokenizer that it was trained with"
             )
 

@@ -403,7 +403,7 @@ def test_an_unknown_dtype_is_refused():
 
 
 def test_more_tokens_than_output_rows_is_refused():
-    with pytest.raises(UserError, match="39 output rows for the 40 ids"):
+    with pytest.raises(UserError, match="39 output rows for the 40 tokens"):
         _teacher(_llama(vocab_size=VOCABULARY - 1))
 
 
