@@ -255,6 +255,7 @@ def _run(invocation: Invocation[Any], argv: Sequence[str]) -> int:
 
 
 def _ladder(argv: Sequence[str]) -> int:
+    from asnn_goose.reporting.markdown import counted
     from asnn_goose.sweep import Places, parse_request, run_ladder, standing, usage
 
     if {"--help", "-h"} & set(argv):
@@ -277,8 +278,7 @@ def _ladder(argv: Sequence[str]) -> int:
     if not done.ran and not done.problems:
         print(f"nothing to run: all {runs} are finished")
     else:
-        problems = f"{len(done.problems)} problem{'' if len(done.problems) == 1 else 's'}"
-        print(f"{done.ran} of {runs} were run, {problems}")
+        print(f"{done.ran} of {runs} were run, {counted(len(done.problems), 'problem')}")
     return _complain(done.problems)
 
 

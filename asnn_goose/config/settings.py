@@ -17,6 +17,6 @@ class Settings(BaseModel):
         assert info.field_name is not None
         annotation = cls.model_fields[info.field_name].annotation
         wants_truth = bool in (annotation, *get_args(annotation))
-        if isinstance(value, bool) != wants_truth and isinstance(value, (bool, int, float)):
+        if isinstance(value, bool) != wants_truth and isinstance(value, (int, float)):
             raise PydanticCustomError("bool_type", "a truth value and a number are not the same")
         return value

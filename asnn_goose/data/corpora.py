@@ -4,7 +4,6 @@ import csv
 import difflib
 import hashlib
 import io
-import json
 import logging
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from asnn_goose.assets import ASSETS, did_you_mean, fetch
 from asnn_goose.config.schema import DataConfig
 from asnn_goose.data.hub import load_from_hub
 from asnn_goose.data.near_duplicates import keep_first_of_near_duplicates
+from asnn_goose.data.text_files import decoded, json_objects
 from asnn_goose.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -141,32 +141,12 @@ def _from_files(folder: Path, text_field: str) -> Iterator[str]:
     for path in files:
         kind = path.suffix.lower()
         if kind == ".txt":
-            yield _decoded(path)
+            yield decoded(path)
         elif kind == ".jsonl":
-            yield from _jsonl(path, text_field)
+            for number, record in json_objects(path, f"one object with {text_field!r}"):
+                yield _text(record, text_field, f"{path}, line {number}")
         else:
             yield from _parquet(path, text_field)
-
-
-def _decoded(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}): save it as UTF-8"
-        ) from error
-
-
-def _jsonl(path: Path, text_field: str) -> Iterator[str]:
-    for number, line in enumerate(_decoded(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number} is not JSON ({error}): mend or remove it") from error
-            if not isinstance(record, dict):
-                raise UserError(f"{path}, line {number} is no JSON object: write one object with {text_field!r} a line")
-            yield _text(record, text_field, f"{path}, line {number}")
 
 
 def _parquet(path: Path, text_field: str) -> Iterator[str]:

@@ -4,7 +4,6 @@ import bz2
 import csv
 import difflib
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from asnn_goose.assets import ASSETS, did_you_mean, fetch
 from asnn_goose.config.task import TaskConfig
 from asnn_goose.data.corpora import is_encodable
 from asnn_goose.data.hub import load_from_hub
+from asnn_goose.data.text_files import decoded, json_objects
 from asnn_goose.errors import UserError
 
 FILE_TYPES = (".csv", ".tsv", ".jsonl")
@@ -153,27 +153,9 @@ def _from_files(path: Path, config: TaskConfig) -> Source:
 
 
 def _file(path: Path, config: TaskConfig) -> Iterator[Record]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}): save it as UTF-8"
-        ) from error
-    lines = _jsonl(path, text) if path.suffix.lower() == ".jsonl" else _table(path, text)
+    lines = json_objects(path) if path.suffix.lower() == ".jsonl" else _table(path, decoded(path))
     for number, values in lines:
         yield _record(values, config, f"{path}, line {number}")
-
-
-def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number} is not JSON ({error}): mend or remove it") from error
-            if not isinstance(values, dict):
-                raise UserError(f"{path}, line {number} is no JSON object: write one object a line")
-            yield number, values
 
 
 def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -95,8 +95,8 @@ def load_encoder(name_or_path: str) -> Encoder:
         UserError: no such model here and no way to the hub; weights that are missing.
     """
     # What pools the states for a head is not part of them, and not every body is saved with it.
-    model, tokenizer = _read(name_or_path, import_transformers().AutoModel, POOLER)
-    return Encoder(name_or_path, model, tokenizer, model_fingerprint(name_or_path, encoder_source(name_or_path)))
+    model, tokenizer, source = _read(name_or_path, import_transformers().AutoModel, POOLER)
+    return Encoder(name_or_path, model, tokenizer, model_fingerprint(name_or_path, source))
 
 
 def load_classifier(name_or_path: str) -> Encoder:
@@ -105,9 +105,10 @@ def load_classifier(name_or_path: str) -> Encoder:
     Raises:
         UserError: what :func:`load_encoder` raises; a model without a trained head.
     """
-    model, tokenizer = _read(name_or_path, import_transformers().AutoModelForSequenceClassification, frozenset())
+    auto_class = import_transformers().AutoModelForSequenceClassification
+    model, tokenizer, source = _read(name_or_path, auto_class, frozenset())
     # Of the weights alone: the rest follows from what the folder's name is a digest of.
-    return Encoder(name_or_path, model, tokenizer, weights_fingerprint(name_or_path, encoder_source(name_or_path)))
+    return Encoder(name_or_path, model, tokenizer, weights_fingerprint(name_or_path, source))
 
 
 def new_classifier(name_or_path: str, labels: Sequence[str]) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
@@ -120,8 +121,9 @@ def new_classifier(name_or_path: str, labels: Sequence[str]) -> "tuple[PreTraine
     options = {"id2label": names, "label2id": {label: index for index, label in names.items()}}
     # A body that was taught another task comes with a head of another shape.
     options["ignore_mismatched_sizes"] = True
-    model, tokenizer = _read(name_or_path, import_transformers().AutoModelForSequenceClassification, HEAD, **options)
-    return model, tokenizer, model_fingerprint(name_or_path, encoder_source(name_or_path))
+    auto_class = import_transformers().AutoModelForSequenceClassification
+    model, tokenizer, source = _read(name_or_path, auto_class, HEAD, **options)
+    return model, tokenizer, model_fingerprint(name_or_path, source)
 
 
 def require_same_classes(student_labels: Sequence[str], teacher_labels: Sequence[str]) -> None:
@@ -167,8 +169,9 @@ def encoder_source(name: str) -> str:
 
 def _read(
     name: str, auto_class: Any, may_be_new: frozenset[str], **options: Any
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer in float32; weights whose names have no part in ``may_be_new`` must all be there."""
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
+    """Model and tokenizer in float32, and their :func:`encoder_source`; weights whose names have no part in
+    ``may_be_new`` must all be there."""
     from safetensors import SafetensorError
 
     source = encoder_source(name)
@@ -194,4 +197,4 @@ def _read(
         tokenizer.pad_token = tokenizer.eos_token
     # Decoders find a text's last token by it.
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+    return model, tokenizer, source

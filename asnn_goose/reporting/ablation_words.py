@@ -7,7 +7,7 @@ from asnn_goose.errors import UserError
 from asnn_goose.reporting.comparison import FinishedRun
 from asnn_goose.reporting.effects import ALPHA, Effect, Summary, changes_nothing
 from asnn_goose.reporting.ladder import Ladder
-from asnn_goose.reporting.markdown import duration, integer, number, quantity
+from asnn_goose.reporting.markdown import counted, duration, integer, number, quantity
 from asnn_goose.reporting.run_folder import load_provenance
 from asnn_goose.reporting.seeds import interval_words, pair_key, pairs_of
 
@@ -39,7 +39,7 @@ def opening(ladder: Ladder, found: Sequence[Effect]) -> str:
     runs = [run.result for run in ladder.runs]
     hours = sum(result.wall_seconds for result in runs) / 3600
     sentences.append(
-        f"{len(runs)} run{'' if len(runs) == 1 else 's'} count{'s' if len(runs) == 1 else ''}, with "
+        f"{counted(len(runs), 'run')} count{'s' if len(runs) == 1 else ''}, with "
         f"{integer(sum(result.tokens_seen for result in runs))} training tokens and {number(hours, 3)} hours of "
         "computing in all."
     )
@@ -172,7 +172,7 @@ def ratio_words(effect: Effect) -> str:
         return ""
     words = interval_words(delta.low, delta.high)
     fewer = delta.paired and effect.summary is not None and delta.n < effect.summary.n
-    notes = [f"{delta.n} pair{'' if delta.n == 1 else 's'}"] if fewer else [] if delta.paired else ["unpaired"]
+    notes = [counted(delta.n, "pair")] if fewer else [] if delta.paired else ["unpaired"]
     inside = ", ".join([*([words] if words else []), *notes])
     return f"{number(delta.ratio)} ({inside})" if inside else number(delta.ratio)
 
@@ -201,7 +201,7 @@ def _verdict_sentence(changes: Sequence[Effect], controls: bool) -> str:
         told = f" ({_enumeration(names)})" if names and verdict in ("helps", "hurts") else ""
         if names or verdict != "one seed":
             parts.append(f"{len(names) or 'none'} {one if len(names) == 1 else several}{told}")
-    versions = f"{judged} version{'s' if judged > 1 else ''}, controls not counted"
+    versions = f"{counted(judged, 'version')}, controls not counted"
     compared = f"Of {versions}, compared with the parent that each changes"
     text = f"{compared}, {_enumeration(parts)}"
     absent = sum(effect.summary is None for effect in changes)

@@ -16,7 +16,14 @@ from asnn_goose.reporting.sections import configuration_section, provenance_sect
 
 
 def write_classifier_report(run_folder: Path, reports_root: Path) -> Path:
-    """Write the report of a finished run and refresh the list of its version's; the same files give the same bytes.
+    """Write the report of a finished run (:func:`write_classifier_report_alone`) and the list of its version's."""
+    report = write_classifier_report_alone(run_folder, reports_root)
+    write_classifier_index(report.parents[1].name, reports_root)
+    return report
+
+
+def write_classifier_report_alone(run_folder: Path, reports_root: Path) -> Path:
+    """Write the report of a finished run; the same files give the same bytes.
 
     Raises:
         UserError: the run is not finished, or one of its files is damaged.
@@ -33,7 +40,6 @@ def write_classifier_report(run_folder: Path, reports_root: Path) -> Path:
     ]  # fmt: skip
     report = target / "report.md"
     write_text(report, "\n\n".join("\n".join(part).strip() for part in parts if part) + "\n")
-    write_text(target.parent / "README.md", render_classifier_index(result.version, reports_root))
     return report
 
 
@@ -201,8 +207,8 @@ def _configuration(run: ClassifierRun, origin: Provenance, reports_root: Path) -
     return configuration_section(run.experiment, differing, origin)
 
 
-def render_classifier_index(version: str, reports_root: Path) -> str:
-    """README.md of a version: its runs, newest first."""
+def write_classifier_index(version: str, reports_root: Path) -> None:
+    """Write README.md of a version: its runs, newest first."""
     runs = recorded_classifiers(reports_root, version)
     rows = [
         [
@@ -213,4 +219,5 @@ def render_classifier_index(version: str, reports_root: Path) -> str:
         for run in runs
     ]  # fmt: skip
     header = ["run", "task", "scale", "seed", "test accuracy", "95 % interval", "of the teacher's"]
-    return "\n".join([f"# Reports of {version}", "", runs[0].experiment.question, "", *table(header, rows), ""])
+    lines = [f"# Reports of {version}", "", runs[0].experiment.question, "", *table(header, rows), ""]
+    write_text(reports_root / version / "README.md", "\n".join(lines))

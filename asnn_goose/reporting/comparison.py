@@ -130,6 +130,14 @@ def outcome(run: FinishedRun) -> tuple[float, ...]:
     return (result.student.test_ppl, result.student.val_ppl, result.kl_to_teacher, result.top1_agreement)
 
 
+def contradictions(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
+    """Runs that share a fingerprint, which promises equal numbers, and have different ones: group by group."""
+    alike: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        alike.setdefault(run.result.fingerprint, []).append(run)
+    return [same for same in alike.values() if any(outcome(run) != outcome(same[0]) for run in same)]
+
+
 def nearest_run(like: FinishedRun, candidates: list[FinishedRun]) -> FinishedRun | None:
     """The candidate (newest first) to compare `like` with.
 

@@ -1,7 +1,6 @@
 """The versions of a ladder at one scale, read from what lies beside their reports: which runs count, and why others do
 not. Nothing is asked but ``result.json``, ``config.yaml`` and, where there is one, ``metrics.jsonl``."""
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from asnn_goose.reporting.comparison import (
     FinishedRun,
     changed_experiment,
     changed_settings,
+    contradictions,
     load_run,
-    outcome,
 )
 from asnn_goose.reporting.drawing import Curve
 from asnn_goose.reporting.markdown import branches
@@ -195,19 +194,18 @@ def _misplaced(version: str, parents: Mapping[str, str | None], versions: Sequen
 def _without_contradictions(
     runs: Mapping[str, list[FinishedRun]], left_out: Mapping[str, list[str]]
 ) -> dict[str, list[FinishedRun]]:
-    """The runs without those that share a fingerprint, which promises equal numbers, and have different ones."""
+    """The runs without those of one fingerprint and different results."""
     contradicting: set[Path] = set()
     every = sorted((run for several in runs.values() for run in several), key=lambda run: run.result.fingerprint)
-    for fingerprint, same in itertools.groupby(every, lambda run: run.result.fingerprint):
-        group = list(same)
-        if any(outcome(run) != outcome(group[0]) for run in group):
-            contradicting |= {run.folder for run in group}
-            sentence = (
-                f"{' and '.join(map(run_name, group))} have one fingerprint, {fingerprint[:8]}, and different results, "
-                "so the code changed in between or a run does not repeat: none of them is used."
-            )
-            for version in {run.result.version for run in group}:
-                left_out[version].append(sentence)
+    for group in contradictions(every):
+        contradicting |= {run.folder for run in group}
+        names, fingerprint = " and ".join(map(run_name, group)), group[0].result.fingerprint[:8]
+        sentence = (
+            f"{names} have one fingerprint, {fingerprint}, and different results, so the code changed in between or a "
+            "run does not repeat: none of them is used."
+        )
+        for version in {run.result.version for run in group}:
+            left_out[version].append(sentence)
     return {version: [run for run in several if run.folder not in contradicting] for version, several in runs.items()}
 
 

@@ -1,6 +1,5 @@
 """Numbers and tables as markdown text."""
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -11,16 +10,25 @@ def number(value: float, digits: int = 4) -> str:
     """`value` with `digits` significant digits, in full from 1e-4 to below 1e9, thousands separated by commas."""
     if value == 0:
         return "0"
-    # Of the rounded value: 9.9999 has two digits before the point.
-    decimals = digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2])
+    decimals = digits - 1 - _exponent(value, digits)
     if decimals > digits + 3 or abs(value) >= 1e9:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(decimals, 0)}f}"
 
 
+def _exponent(value: float, digits: int) -> int:
+    """Power of ten of the value once it is rounded: 9.9999 has two digits before the point."""
+    return int(f"{value:.{digits - 1}e}".partition("e")[2])
+
+
 def integer(value: float) -> str:
     """A count, thousands separated by commas."""
     return f"{value:,.0f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """1 run, 2 runs."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def percent(fraction: float) -> str:
@@ -32,7 +40,7 @@ def quantity(value: float, unit: str, digits: int = 3) -> str:
     """`value` with the decimal prefix that leaves one to three digits before the point: 1.23e-5 J is 12.3 µJ."""
     if value == 0:
         return f"0 {unit}"
-    exponent = min(max(3 * math.floor(math.log10(abs(value)) / 3), -15), 12)
+    exponent = min(max(3 * (_exponent(value, digits) // 3), -15), 12)
     return f"{number(value / 10.0**exponent, digits)} {_PREFIXES[exponent]}{unit}"
 
 

@@ -92,6 +92,5 @@ def _evenly(items: Sequence[T], count: int) -> Sequence[T]:
 
 def series(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and finite values of one quantity, as int64 [n] and float64 [n]; of two at one step, the later."""
-    points = list({line["step"]: line[name] for line in metrics if line.get(name) is not None}.items())
-    steps, values = zip(*points, strict=True) if points else ((), ())
-    return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
+    points = {line["step"]: line[name] for line in metrics if line.get(name) is not None}
+    return np.array(list(points), dtype=np.int64), np.array(list(points.values()), dtype=np.float64)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asnn_goose.errors import UserError
-from asnn_goose.reporting.classifier_report import render_classifier_index, write_classifier_report
+from asnn_goose.reporting.classifier_report import write_classifier_index, write_classifier_report_alone
 from asnn_goose.reporting.classifier_runs import is_classifier_run, recorded_classifiers
 from asnn_goose.reporting.classifier_table import write_classifier_table
 from asnn_goose.reporting.comparison import finished_runs, run_folders
-from asnn_goose.reporting.report import render_index, write_report
-from asnn_goose.reporting.run_folder import RECORDS, write_text
+from asnn_goose.reporting.report import write_index, write_report_alone
+from asnn_goose.reporting.run_folder import RECORDS
 
 
 @dataclass
@@ -50,29 +50,34 @@ def versions_with_runs(runs_root: Path, reports_root: Path) -> list[str]:
     return sorted({path.parents[1].name for path in results})
 
 
-def write_report_of(folder: Path, reports_root: Path, runs_root: Path) -> Path:
-    """The report of a finished run, language model or classifier; returns its path.
+def _write_report(folder: Path, reports_root: Path, runs_root: Path) -> Path:
+    """The report of a finished run, language model or classifier, without its version's list; returns its path.
 
     Raises:
         UserError: the run is not finished, or one of its files is damaged.
     """
     if is_classifier_run(folder):
-        return write_classifier_report(folder, reports_root)
-    return write_report(folder, reports_root, runs_root)
+        return write_classifier_report_alone(folder, reports_root)
+    return write_report_alone(folder, reports_root, runs_root)
 
 
 def write_named_reports(names: Iterable[str], reports_root: Path, runs_root: Path) -> Iterator[Path]:
-    """Write the reports of runs that :func:`find_run` finds, and the classifiers' table; yields each report's path.
+    """Write the reports of runs that :func:`find_run` finds, the lists of their versions and the classifiers' table;
+    yields each report's path.
 
     Raises:
         UserError: some could not be written, told when all others are.
     """
-    failures = []
+    failures, versions = [], set()
     for name in names:
         try:
-            yield write_report_of(find_run(name, runs_root, reports_root), reports_root, runs_root)
+            report = _write_report(find_run(name, runs_root, reports_root), reports_root, runs_root)
+            versions.add(report.parents[1].name)
+            yield report
         except UserError as error:
             failures.append(str(error))
+    for version in versions:
+        _write_list(version, reports_root)
     write_classifier_table(reports_root)
     if failures:
         raise UserError("\nerror: ".join(failures))
@@ -98,20 +103,19 @@ def rebuild_reports(
             continue
         for folder in folders:
             try:
-                rebuilt.reports.append(write_report_of(folder, reports_root, runs_root))
+                rebuilt.reports.append(_write_report(folder, reports_root, runs_root))
                 rebuilt.failures.pop(first, None)
                 break
             except (UserError, OSError) as error:
                 rebuilt.failures.setdefault(first, str(error))
-    # Each report has written its version's list; one of which no report can be made again changes with its ancestors.
-    for version in {folders[0].parent.name for folders in found} - {path.parents[1].name for path in rebuilt.reports}:
-        _write_index(version, reports_root)
+    for version in {folders[0].parent.name for folders in found}:
+        _write_list(version, reports_root)
     return rebuilt
 
 
-def _write_index(version: str, reports_root: Path) -> None:
-    folder = reports_root / version
+def _write_list(version: str, reports_root: Path) -> None:
+    """README.md of a version, which changes with its ancestors even where no report of its own is made again."""
     if recorded_classifiers(reports_root, version):
-        write_text(folder / "README.md", render_classifier_index(version, reports_root))
+        write_classifier_index(version, reports_root)
     elif finished_runs(version, reports_root, reports_root):
-        write_text(folder / "README.md", render_index(version, reports_root))
+        write_index(version, reports_root)

@@ -47,7 +47,14 @@ FIGURES = ("raster", "spikes", "perplexity", "losses", "temperature", "stages", 
 
 
 def write_report(run_folder: Path, reports_root: Path, runs_root: Path) -> Path:
-    """Write the report of a finished run and refresh the list of its version's reports.
+    """Write the report of a finished run (:func:`write_report_alone`) and the list of its version's reports."""
+    report = write_report_alone(run_folder, reports_root, runs_root)
+    write_index(report.parents[1].name, reports_root)
+    return report
+
+
+def write_report_alone(run_folder: Path, reports_root: Path, runs_root: Path) -> Path:
+    """Write the report of a finished run.
 
     The run's records are put beside report.md first, and the report is made from them alone: where there is no
     ``runs/`` it can be made again. The same files give the same bytes.
@@ -82,8 +89,12 @@ def write_report(run_folder: Path, reports_root: Path, runs_root: Path) -> Path:
     )
     report = target / "report.md"
     write_text(report, render(material))
-    write_text(target.parent / "README.md", render_index(run.result.version, reports_root))
     return report
+
+
+def write_index(version: str, reports_root: Path) -> None:
+    """Write :func:`render_index`."""
+    write_text(reports_root / version / "README.md", render_index(version, reports_root))
 
 
 def report_head(path: Path, lines: int = 20) -> str:

@@ -8,7 +8,17 @@ import yaml
 from asnn_goose.config import AnyExperiment
 from asnn_goose.config.schema import SPIKING
 from asnn_goose.reporting.comparison import FinishedRun, changed_settings
-from asnn_goose.reporting.markdown import duration, fenced, integer, mebibytes, number, percent, quantity, table
+from asnn_goose.reporting.markdown import (
+    counted,
+    duration,
+    fenced,
+    integer,
+    mebibytes,
+    number,
+    percent,
+    quantity,
+    table,
+)
 from asnn_goose.reporting.material import Material
 from asnn_goose.reporting.provenance import Provenance
 from asnn_goose.reporting.record import EnergyKind, EnergyResult
@@ -240,9 +250,9 @@ def provenance_section(origin: Provenance, precision: str | None) -> list[str]:
     rows = [["run", f"`{origin.run_id}`"], ["started", f"{origin.started:%Y-%m-%d %H:%M:%S} UTC"]]
     if origin.commit is not None:
         rows.append(["commit", f"`{origin.commit}`{' with uncommitted changes' if origin.dirty else ''}"])
-    cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
+    cores = counted(machine.cores, "core")
     if machine.threads is not None:
-        cores += f", {machine.threads} thread{'s' if machine.threads > 1 else ''}"
+        cores += f", {counted(machine.threads, 'thread')}"
     rows += [
         ["fingerprint", f"`{origin.fingerprint}`"],
         ["processor", f"{machine.cpu}, {cores}"],

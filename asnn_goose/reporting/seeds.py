@@ -10,6 +10,7 @@ with partners of their own arithmetic alone, and a seed that has both counts onc
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,10 +156,11 @@ def unpaired(version_runs: Iterable[FinishedRun], other_runs: Iterable[FinishedR
     different text. Arguments and errors are those of :func:`paired`.
     """
     mine, theirs = _of_one_scale(version_runs, other_runs)
-    seeds = {kind: min(sum(run.arithmetic == kind for run in runs) for runs in (mine, theirs)) for kind in _kinds(mine)}
-    most = max(sorted(seeds), key=lambda kind: seeds[kind], default=None)
-    if most is None or not seeds[most]:
+    ours, others = (Counter(run.arithmetic for run in runs) for runs in (mine, theirs))
+    common = ours & others  # the smaller of two counts
+    if not common:
         return None
+    most = max(sorted(common), key=common.__getitem__)
     mine, theirs = (tuple(run for run in runs if run.arithmetic == most) for runs in (mine, theirs))
     if verdict(mine[0], theirs[0]) == "not comparable":
         return None
@@ -226,10 +228,6 @@ def interval_words(low: float | None, high: float | None) -> str:
 
 def _age(run: FinishedRun) -> tuple[Any, str]:
     return run.result.started, run.result.run_id
-
-
-def _kinds(group: Iterable[FinishedRun]) -> set[str]:
-    return {run.arithmetic for run in group}
 
 
 def _alike(one: FinishedRun, other: FinishedRun) -> bool:

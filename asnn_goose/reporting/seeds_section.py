@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from asnn_goose.reporting.comparison import FinishedRun, changed_settings
+from asnn_goose.reporting.comparison import FinishedRun, changed_settings, contradictions
 from asnn_goose.reporting.markdown import branches, integer, number, table
 from asnn_goose.reporting.seeds import (
     SeedGroup,
@@ -41,7 +41,8 @@ def section(runs: Iterable[FinishedRun], lineage: Mapping[str, list[FinishedRun]
     header = ["scale", "settings", "test tokens", "seeds", "test perplexity", "95 % interval"]
     lines = ["## Over seeds", "", *table(header, means), ""]
     text = ["Perplexities are geometric means over seeds; runs of other settings are not pooled."]
-    text += [_repetition(same) for same in _contradictory(runs)]
+    repeated = contradictions(sorted(runs, key=lambda run: (run.result.seed, run.result.started)))
+    text += [_repetition(same) for same in repeated]
     if any(labels):
         text.append("Settings are told where they differ from those of the scale's first row.")
     if deltas:
@@ -58,15 +59,6 @@ def section(runs: Iterable[FinishedRun], lineage: Mapping[str, list[FinishedRun]
             "one text; what another text would change is in the intervals of single runs, not in these."
         )
     return [*lines, " ".join(text)]
-
-
-def _contradictory(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
-    """Runs of one fingerprint that came to different perplexities, oldest first; by seed."""
-    alike: dict[tuple[int, str], list[FinishedRun]] = {}
-    for run in sorted(runs, key=lambda run: run.result.started):
-        alike.setdefault((run.result.seed, run.result.fingerprint), []).append(run)
-    repeated = [same for same in alike.values() if len({run.result.student.test_ppl for run in same}) > 1]
-    return sorted(repeated, key=lambda same: same[0].result.seed)
 
 
 def _repetition(same: Sequence[FinishedRun]) -> str:

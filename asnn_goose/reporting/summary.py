@@ -2,7 +2,7 @@
 
 from asnn_goose.config.schema import SPIKING
 from asnn_goose.reporting.comparison import FinishedRun, comparison_sentences, with_interval
-from asnn_goose.reporting.markdown import integer, number, percent, quantity, table
+from asnn_goose.reporting.markdown import counted, integer, number, percent, quantity, table
 from asnn_goose.reporting.material import Material
 from asnn_goose.reporting.record import Result
 from asnn_goose.reporting.seeds import Comparison, interval_words
@@ -27,8 +27,7 @@ def opening(material: Material) -> list[str]:
             "makes one."
         )
     if material.alarms:
-        count = len(material.alarms)
-        sentences.append(f"{count} alarm{'s' if count > 1 else ''} below.")
+        sentences.append(f"{counted(len(material.alarms), 'alarm')} below.")
     return [f"# {result.version}: scale {result.scale}, seed {result.seed}", "", " ".join(sentences)]
 
 
@@ -87,7 +86,7 @@ def _student_words(run: FinishedRun) -> str:
     count = run.result.student.blocks or student.layers
     blocks = f"{count} RWKV-7 block{'' if count == 1 else 's'}"
     if run.neuron_kind in SPIKING:
-        steps = f"{student.neuron.steps} micro-step{'s' if student.neuron.steps > 1 else ''} per token"
+        steps = f"{counted(student.neuron.steps, 'micro-step')} per token"
         return f"the spiking student ({blocks}, {run.neuron_kind} neurons, {steps})"
     return f"the {run.neuron_kind} student ({blocks}, no spikes)"
 

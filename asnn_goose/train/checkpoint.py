@@ -80,8 +80,12 @@ def save_best(folder: Path, module: nn.Module) -> Path:
 
 
 def load_best(folder: Path, module: nn.Module) -> None:
-    """Put the weights of ``best.pt`` back."""
-    _copy(torch.load(folder / BEST, weights_only=True, map_location="cpu"), module)
+    """Put the weights of ``best.pt`` back.
+
+    Raises:
+        UserError: code with other parameters wrote it.
+    """
+    _copy(torch.load(folder / BEST, weights_only=True, map_location="cpu"), module, folder / BEST)
 
 
 def _trained(module: nn.Module) -> dict[str, Tensor]:
@@ -90,8 +94,15 @@ def _trained(module: nn.Module) -> dict[str, Tensor]:
     return parameters | {name: b for name, b in module.named_buffers() if name.startswith("temperature.")}
 
 
-def _copy(values: Mapping[str, Tensor], module: nn.Module) -> None:
+def _copy(values: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
+    """Put back what lay in ``path``; a buffer that it does not hold stays as it is."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if strange := (trained - values.keys()) | (values.keys() - tensors.keys()):
+        raise UserError(
+            f"{path} was written by code whose parameters have other names (first: {min(strange)}): resume with the "
+            "commit in provenance.json, or start a new run"
+        )
     with torch.no_grad():
         for name, value in values.items():
             tensors[name].copy_(value)
@@ -145,14 +156,7 @@ def load(
             f"{path} belongs to a run with fingerprint {content['fingerprint'][:8]}, and this configuration has "
             f"{fingerprint[:8]}: resume with the flags of that run, or start a new one"
         )
-    known = dict(module.named_parameters()) | dict(module.named_buffers())
-    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    if strange := (trained - content["parameters"].keys()) | (content["parameters"].keys() - known.keys()):
-        raise UserError(
-            f"{path} was written by code whose parameters have other names (first: {min(strange)}): resume with the "
-            "commit in provenance.json, or start a new run"
-        )
-    _copy(content["parameters"], module)
+    _copy(content["parameters"], module, path)
     for optimiser, state in zip(optimisers, content["optimisers"], strict=True):
         optimiser.load_state_dict(state)
     for name, part in parts.items():

@@ -36,7 +36,15 @@ def test_number_keeps_its_digits(value, digits):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1.234e-5, "12.3 µJ"), (0.0, "0 J"), (2.5, "2.50 J"), (6.19e-4, "619 µJ"), (4.6e-12, "4.60 pJ")]
+    ("value", "text"),
+    [
+        (1.234e-5, "12.3 µJ"),
+        (0.0, "0 J"),
+        (2.5, "2.50 J"),
+        (6.19e-4, "619 µJ"),
+        (4.6e-12, "4.60 pJ"),
+        (999.97, "1.00 kJ"),
+    ],
 )
 def test_quantity(value, text):
     assert quantity(value, "J") == text

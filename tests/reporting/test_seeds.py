@@ -1,5 +1,6 @@
 """Means and paired comparisons over seeds: closed forms of Student's t, scipy's own test, laws, what is not pooled."""
 
+import hashlib
 import itertools
 import math
 import warnings
@@ -49,6 +50,7 @@ def make(make_experiment, make_result):
         changes = {
             "run_id": f"{experiment.version}-{seed}-{hours}-{precision}",
             "precision": precision,
+            "fingerprint": hashlib.sha256(experiment.model_dump_json().encode()).hexdigest(),
             "version": experiment.version,
             "parent": experiment.parent,
             "seed": seed,

@@ -1,0 +1,42 @@
+"""Text of the user's own files, and the JSON objects in it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from asnn_goose.errors import UserError
+
+
+def decoded(path: Path) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}): save it as UTF-8"
+        ) from error
+
+
+def json_objects(path: Path, wanted: str = "one object") -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of the line, from 1; its object) of a .jsonl file, blank lines left out.
+
+    Args:
+        wanted: what a line is to hold, for the error.
+
+    Raises:
+        UserError: not UTF-8; a line that is not JSON, or no object.
+    """
+    for number, line in enumerate(decoded(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number} is not JSON ({error}): mend or remove it") from error
+            if not isinstance(record, dict):
+                raise UserError(f"{path}, line {number} is no JSON object: write {wanted} a line")
+            yield number, record
