@@ -44,7 +44,7 @@ def main(experiment_name: str, argv: Sequence[str] | None = None) -> int:
     """Run an experiment; returns the exit status.
 
     Args:
-        experiment_name: a file of configs/experiment, without its ending.
+        experiment_name: a version, which is a file of configs, without its ending.
         argv: flags; None: those of the process.
 
     Mistakes of the user end in one sentence on stderr and status 2; ``--debug`` shows the traceback as well.

@@ -143,7 +143,7 @@ def main() -> None:
         shares[when] = (seconds[f"lif_rate {when}"] + seconds[f"wkv7 {when}"]) * 1e3 / students[when]
     tokens = int(batch.input_ids.numel())
     title = (
-        f"one step of v11.1 on {tokens} tokens, {setting.teacher.dtype} teacher, {setting.engine.precision} products"
+        f"one step of v11_1 on {tokens} tokens, {setting.teacher.dtype} teacher, {setting.engine.precision} products"
     )
     columns = ("part", "before, ms", "after, ms")
     report("student_step", title, columns, rows, recurrence_and_neurons_share=shares, tokens=tokens)

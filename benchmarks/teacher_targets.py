@@ -3,7 +3,7 @@
     python -m benchmarks.teacher_targets [--steps 12]
 
 Two versions of one seed, with the six-block student, at the ladder scale in one process: v10 with the teacher in every
-step, then v11.1 from the store, which is filled before its first step (that takes the teacher's time once, and is
+step, then v11_1 from the store, which is filled before its first step (that takes the teacher's time once, and is
 printed). Both take the same number of steps on the same windows; steps take turns.
 """
 

@@ -1,4 +1,4 @@
-"""v11.1: does a temperature that is learned against the student teach it more than a fixed one?
+"""v11_1: does a temperature that is learned against the student teach it more than a fixed one?
 
 Parent: v10. The one change: CTKD (arXiv 2211.16231), the temperature is learned behind a gradient reversal.
 """

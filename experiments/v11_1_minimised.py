@@ -1,6 +1,6 @@
 """v11_1_minimised: what happens to a temperature that is trained to lower the loss?
 
-Parent: v11_1. The one change: T is minimised, by Adam and clamped, where v11.1 plays it against the student.
+Parent: v11_1. The one change: T is minimised, by Adam and clamped, where v11_1 plays it against the student.
 """
 
 import sys

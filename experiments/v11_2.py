@@ -1,4 +1,4 @@
-"""v11.2: does a student learn more from windows that come in stages from easy to hard?
+"""v11_2: does a student learn more from windows that come in stages from easy to hard?
 
 Parent: v11_1. The one change: POCL (arXiv 2506.05695), progressive stages with their own temperature and weights.
 """

@@ -134,7 +134,7 @@ class TaskTrainConfig(Settings):
     clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Dtype of matrix products; state, softmax, losses and optimiser stay float32. auto: bfloat16 where native."""
+    """Dtype of matrix products; state, softmax, losses and optimiser stay float32. auto: bfloat16 where faster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     log_every: PositiveInt = 10

@@ -31,9 +31,9 @@ class TemperatureConfig(Settings):
     ramp: Ramp | None = None
     """A way up or down to init; a learned temperature starts at its start, and its anchor follows it."""
     low: PositiveFloat = 1.0
-    """Lower bound of the learned temperature, never reached."""
+    """Lower bound; a learned temperature never reaches it, a minimised one is clamped to it."""
     high: PositiveFloat = 5.0
-    """Upper bound of the learned temperature, never reached."""
+    """Upper bound, likewise."""
     anchor: PositiveFloat | None = None
     """Temperature that the regulariser pulls to; None: init, or what its ramp says."""
     anchor_weight: NonNegativeFloat = 0.1

@@ -91,7 +91,8 @@ class Hidden(LayerTerm):
     projector: Literal["linear", "linear_norm", "mlp", "none"] = "linear"
     """What brings the student's states to the teacher's width, in training only."""
     aggregate: bool = False
-    """Compare with a gated mixture of all the teacher's layers up to the mapped one instead of that one alone."""
+    """Compare with a running mixture, at a fixed weight of 1/2, of the teacher's layers since the one mapped before;
+    the same as without where both have as many layers."""
 
 
 class CKA(LayerTerm):

@@ -24,7 +24,7 @@ class TeacherConfig(Settings):
     name: str = "smollm2"
     """Name of an asset, a folder with a saved model, or a model id of the hub."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Dtype of the teacher's weights and activations; auto: bfloat16 where the processor multiplies it natively."""
+    """Dtype of the teacher's weights and activations; auto: bfloat16 where the device multiplies it faster."""
 
 
 class TransferConfig(Settings):

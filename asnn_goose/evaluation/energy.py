@@ -1,4 +1,5 @@
-"""Operations, energy and memory traffic per token, of student, dense twin and teacher by the same rules.
+"""Operations, energy and memory traffic per token, of student, dense twin and the teacher of a language model by the
+same rules.
 
 An operation is done where its operand asks for one:
 

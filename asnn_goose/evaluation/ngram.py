@@ -63,6 +63,9 @@ def fit_unigram(tokens: Ints, vocabulary: int) -> Unigram:
     Args:
         tokens: ids in [0, vocabulary), at least one.
         vocabulary: V, the number of tokens that share the probability.
+
+    Raises:
+        ValueError: no token, or an id outside the vocabulary.
     """
     if len(tokens) == 0:
         raise ValueError("a unigram needs at least one token")
@@ -78,6 +81,9 @@ def fit_bigram(tokens: Ints, vocabulary: int, starts: Ints | None = None) -> Big
             of pairs that occur once, and repetition makes those vanish.
         vocabulary: V.
         starts: positions at which a document or window begins; no pair reaches across. None: one piece.
+
+    Raises:
+        ValueError: no pair of neighbours, or an id outside the vocabulary.
     """
     inside = np.ones(max(len(tokens) - 1, 0), dtype=bool)
     if starts is not None:
@@ -111,6 +117,9 @@ def perplexity(model: Unigram | Bigram, windows: Iterable[tuple[Ints, NDArray[np
     Args:
         windows: batches of (input_ids [B, L], mask [B, L], True on real tokens). As for the student, position i
             predicts token i + 1 of its window, where the mask of that token is True.
+
+    Raises:
+        ValueError: no token is predicted.
     """
     total, count = 0.0, 0
     for input_ids, mask in windows:

@@ -12,3 +12,8 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 def widened(x: Tensor) -> Tensor:
     """x in its :func:`wide_dtype`."""
     return x.to(wide_dtype(x.dtype))
+
+
+def floating(x: Tensor) -> Tensor:
+    """x, in float32 where it holds integers."""
+    return x if x.is_floating_point() else widened(x)

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from asnn_goose.kernels.precision import widened
+from asnn_goose.kernels.precision import wide_dtype, widened
 
-TINY = 1e-12
+TINY = 1e-14
 """A denominator below it says that one side does not vary: the similarity is then 0, without gradient. Sides are scaled
-to a largest deviation of 1 first."""
+to a longest row of 1 first."""
 
 ROUNDING = 16.0
 """Deviations from the mean below so many units in the last place of the largest state are rounding."""
@@ -24,6 +24,8 @@ def _check(x_nd: Tensor, y_nd: Tensor, least: int) -> tuple[Tensor, Tensor]:
             f"states {tuple(x_nd.shape)} and {tuple(y_nd.shape)} must be matrices with one row per token, the same "
             "tokens"
         )
+    if not x_nd.shape[1] or not y_nd.shape[1]:
+        raise ValueError(f"states {tuple(x_nd.shape)} and {tuple(y_nd.shape)} must have channels")
     if x_nd.shape[0] < least:
         raise ValueError(f"this needs at least {least} token{'s' if least > 1 else ''}, not {x_nd.shape[0]}")
     x_nd, y_nd = (widened(z) for z in (x_nd, y_nd))
@@ -63,21 +65,25 @@ def hsic(x_nd: Tensor, y_nd: Tensor, debiased: bool = False) -> tuple[Tensor, Te
     Columns are centred first (debiased: the estimator is free of offsets as it is).
 
     Raises:
-        ValueError: not two matrices over the same tokens, none of them, or fewer than 4 for ``debiased``.
+        ValueError: not two matrices over the same tokens, no channel, no token, or fewer than 4 for ``debiased``.
     """
-    return _products(*_centred_sides(x_nd, y_nd, debiased), debiased)
+    products = _products(*_centred_sides(x_nd, y_nd, debiased), debiased)
+    xy, xx, yy = (z.to(wide_dtype(x_nd.dtype)) for z in products)
+    return xy, xx, yy
 
 
 def _centred_sides(x_nd: Tensor, y_nd: Tensor, debiased: bool) -> tuple[Tensor, Tensor]:
     # Centred in both cases: large common offsets would leave few digits.
     x_nd, y_nd = _check(x_nd, y_nd, 4 if debiased else 1)
-    return _centred(x_nd), _centred(y_nd)
+    return _centred(x_nd, debiased), _centred(y_nd, debiased)
 
 
-def _centred(z_nd: Tensor) -> Tensor:
-    """Columns without their means; 0 where what is left is rounding."""
-    centred_nd = z_nd - z_nd.mean(0)
+def _centred(z_nd: Tensor, debiased: bool) -> Tensor:
+    """Columns without their means, in float64 if ``debiased``; 0 where what is left is rounding."""
     noise_d = ROUNDING * torch.finfo(z_nd.dtype).eps * z_nd.detach().abs().amax(0)
+    # Of a side with one large row, as a window's first token is, the zeroed diagonals leave only the last digits.
+    z_nd = z_nd.double() if debiased else z_nd
+    centred_nd = z_nd - z_nd.mean(0)
     return centred_nd.masked_fill(centred_nd.detach().abs().amax(0) <= noise_d, 0.0)
 
 
@@ -88,9 +94,9 @@ def _products(x_nd: Tensor, y_nd: Tensor, debiased: bool) -> tuple[Tensor, Tenso
 
 
 def _scale(sides: Iterable[Tensor]) -> Tensor:
-    """The largest deviation of one side over all batches: divided by it, squares of squares stay within float32."""
-    largest = torch.stack([z_nd.detach().abs().max() for z_nd in sides]).max()
-    return torch.where(largest > 0, largest, 1.0)
+    """The longest row of one side over all batches: divided by it, squares of squares stay within float32."""
+    longest = torch.stack([torch.linalg.vector_norm(z_nd.detach().double(), dim=-1).max() for z_nd in sides]).max()
+    return torch.where(longest > 0, longest, 1.0)
 
 
 def linear_cka(x_nd: Tensor, y_nd: Tensor, debiased: bool = False) -> Tensor:
@@ -101,7 +107,7 @@ def linear_cka(x_nd: Tensor, y_nd: Tensor, debiased: bool = False) -> Tensor:
     there, and can be negative.
 
     Args:
-        x_nd, y_nd: the same n tokens, padding dropped; computed in float32 at least.
+        x_nd, y_nd: the same n tokens, padding dropped; computed in float32 at least, ``debiased`` in float64.
 
     Raises:
         ValueError: see :func:`hsic`.
@@ -118,6 +124,8 @@ def minibatch_cka(parts: list[tuple[Tensor, Tensor]], debiased: bool = True) -> 
         raise ValueError("minibatch_cka needs at least one batch")
     centred = [_centred_sides(x_nd, y_nd, debiased) for x_nd, y_nd in parts]
     scale_x, scale_y = (_scale(sides) for sides in zip(*centred, strict=True))
-    products = [_products(x_nd / scale_x, y_nd / scale_y, debiased) for x_nd, y_nd in centred]
+    products = [
+        _products((x_nd / scale_x).to(x_nd.dtype), (y_nd / scale_y).to(y_nd.dtype), debiased) for x_nd, y_nd in centred
+    ]
     sums = [torch.stack(terms).mean() for terms in zip(*products, strict=True)]
-    return _ratio(sums[0], sums[1], sums[2])
+    return _ratio(sums[0], sums[1], sums[2]).to(wide_dtype(parts[0][0].dtype))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asnn_goose.kernels.linear_divergence import rows
-from asnn_goose.kernels.precision import wide_dtype
+from asnn_goose.kernels.precision import floating, wide_dtype
 
 
 def token_mean(formula: Callable[..., Tensor], *per_token: Tensor, mask: Tensor | None) -> Tensor:
@@ -61,14 +61,19 @@ def divergence(
 
     Args:
         formula: of kernels.linear_divergence.rows.
-        student_logits, teacher_logits: [..., V], any float dtype (computed in float32 at least); the teacher's may be
+        student_logits, teacher_logits: [..., V], of any dtype (computed in float32 at least); the teacher's may be
             -inf where a token is banned, and receive no gradient.
         mask: [...], true where a token counts; an empty mask gives 0.
         temperature: T > 0, a number, a tensor of one element, one T for each token [...], or a tensor of the logits'
             dimensions whose last is 1, such as [B, 1, 1], which gives each token its own T^2 KL before the mean (CTKD's
             instance-wise form, arXiv 2211.16231). Its gradient is live in the factor and in both softmaxes.
         options: the formula's own.
+
+    Raises:
+        ValueError: shapes that do not fit, or a temperature that is not a finite number above 0.
+        RuntimeError: the teacher's logits were made under inference_mode, and the temperature wants a gradient.
     """
+    student_logits, teacher_logits = floating(student_logits), floating(teacher_logits)
     wide = wide_dtype(student_logits.dtype)
     temperature = torch.as_tensor(temperature, dtype=wide, device=student_logits.device)
     if temperature.numel() == 1:
@@ -83,7 +88,10 @@ def divergence(
 def forward_kl(
     student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, temperature: Tensor | float = 1.0
 ) -> Tensor:
-    """T^2 KL(p || q), p = softmax(t/T), q = softmax(s/T), token mean in nats (arXiv 1503.02531)."""
+    """T^2 KL(p || q), p = softmax(t/T), q = softmax(s/T), token mean in nats (arXiv 1503.02531).
+
+    Arguments and errors of this and the other divergences: see :func:`divergence`.
+    """
     return divergence(rows.forward_kl_rows, student_logits, teacher_logits, mask, temperature)
 
 
@@ -145,11 +153,15 @@ def total_variation(
 
 
 def cross_entropy(student_logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """-log softmax(s)[target], token mean in nats; targets [...] already shifted to the position that predicts them."""
+    """-log softmax(s)[target], token mean in nats; targets [...] already shifted to the position that predicts them.
+
+    Raises:
+        ValueError: shapes that do not fit, or a target that counts outside [0, V).
+    """
     if targets.shape != student_logits.shape[:-1]:
         raise ValueError(
             f"targets {tuple(targets.shape)} must have the logits' leading shape {tuple(student_logits.shape[:-1])}"
         )
     check_mask(student_logits, mask)
     rows.check_ids("targets hold", targets if mask is None else targets[mask.bool()], student_logits.shape[-1])
-    return token_mean(rows.ce_rows, student_logits, targets, mask=mask)
+    return token_mean(rows.ce_rows, floating(student_logits), targets, mask=mask)

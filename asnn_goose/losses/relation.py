@@ -34,6 +34,9 @@ def rkd_distance(student_PD: Tensor, teacher_PE: Tensor) -> Tensor:
     """Huber loss of the rows' distances, each side divided by its own mean distance, mean over all pairs.
 
     (RKD-D, arXiv 1904.05068.) Needs two rows that differ; widths may differ.
+
+    Raises:
+        ValueError: not two matrices of as many rows.
     """
     _check_rows(student_PD, teacher_PE)
     scaled = []
@@ -48,6 +51,9 @@ def rkd_angle(student_PD: Tensor, teacher_PE: Tensor) -> Tensor:
     """Huber loss of the cosines of the angles at every row between every two others, mean over triples.
 
     (RKD-A, arXiv 1904.05068.)
+
+    Raises:
+        ValueError: not two matrices of as many rows.
     """
     _check_rows(student_PD, teacher_PE)
     cosines = []
@@ -61,7 +67,10 @@ def rkd_angle(student_PD: Tensor, teacher_PE: Tensor) -> Tensor:
 def info_nce(student_PD: Tensor, teacher_PD: Tensor, temperature: float = 0.1) -> Tensor:
     """-log softmax_j(cos(s_i, t_j) / tau)[i], mean over rows: a pooled state finds its own teacher among the batch's.
 
-    (CRD in its InfoNCE form, arXiv 1910.10699.) Equal widths; at least two rows.
+    (CRD in its InfoNCE form, arXiv 1910.10699.)
+
+    Raises:
+        ValueError: fewer than two rows, or unequal shapes.
     """
     if student_PD.shape != teacher_PD.shape or student_PD.shape[0] < 2:
         raise ValueError(
@@ -132,6 +141,9 @@ def minilmv2(
 
     The student's receptance stands under "query". The published coefficients fit other reductions: choose the weight by
     the ratio of gradient norms.
+
+    Raises:
+        ValueError: other names on one side than on the other, none, or as for :func:`relation_kl`.
     """
     if set(student) != set(teacher) or not student:
         raise ValueError(f"the projections {sorted(student)} and {sorted(teacher)} must have the same names")

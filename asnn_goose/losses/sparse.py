@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from asnn_goose.kernels.linear_divergence import rows
-from asnn_goose.kernels.precision import wide_dtype, widened
+from asnn_goose.kernels.precision import floating, wide_dtype, widened
 from asnn_goose.losses.divergence import check_mask, divergence, token_mean
 
 
@@ -22,6 +22,9 @@ def tail_bucket_kl(
 
     The gradient on a kept token is exact; the others share the bucket's exact total in the student's own proportions.
     Never above the full KL, and equal to it for k >= V.
+
+    Raises:
+        ValueError: k is below 1, or as for :func:`divergence.divergence`.
     """
     rows.check_options("tail_bucket_kl", {"k": k})
     return divergence(rows.tail_bucket_kl_rows, student_logits, teacher_logits, mask, temperature, k=k)
@@ -39,6 +42,9 @@ def tcs(
     It is 0 for every student with the right ratios within the k best, however much mass lies elsewhere;
     :func:`tail_bucket_kl` is its correction. Kept because it has been used (target concrete score, arXiv 2504.16431, as
     implemented for autoregressive teachers).
+
+    Raises:
+        ValueError: k is below 1, or as for :func:`divergence.divergence`.
     """
     rows.check_options("tcs", {"k": k})
     return divergence(rows.tcs_rows, student_logits, teacher_logits, mask, temperature, k=k)
@@ -59,6 +65,9 @@ def draw_targets(
 
     Returns:
         (ids [..., N], weights [..., N] in float32, or float64 for float64 logits).
+
+    Raises:
+        ValueError: samples is below 1.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, not {samples}")
@@ -85,7 +94,8 @@ def random_sampling_ce(
     divergence from the same draws would be biased, since the entropy of a sample is not that of the teacher.
 
     Raises:
-        ValueError: for a temperature that wants a gradient, which the sample cannot give it, or unequal shapes.
+        ValueError: for a temperature that wants a gradient, which the sample cannot give it, or that is not above 0; or
+            unequal shapes.
     """
     if isinstance(temperature, Tensor) and temperature.requires_grad:
         raise ValueError("random-sampling targets cannot train a temperature: fix it, or use tail_bucket_kl")
@@ -97,6 +107,7 @@ def random_sampling_ce(
             f"{tuple(student_logits.shape[:-1])} tokens"
         )
     check_mask(student_logits, mask)
+    student_logits, weights = floating(student_logits), floating(weights)
     wide = wide_dtype(student_logits.dtype)
 
     def formula(student_NV: Tensor, weights_NK: Tensor, ids_NK: Tensor) -> Tensor:

@@ -77,6 +77,10 @@ class GooseConfig(PreTrainedConfig):
         Raises:
             ValueError: in a sentence, as of what is given at the start.
         """
+        sizes = ("vocab_size", "hidden_size", "embedding_size", "num_hidden_layers", "head_size", "channel_mix_size")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.hidden_size % self.head_size:
             raise ValueError(f"head_size ({self.head_size}) must divide hidden_size ({self.hidden_size})")
         if self.time_mix not in ("goose", "converted") or self.channel_mix not in ("relu2", "gated"):

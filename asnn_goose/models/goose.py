@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Generation
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from asnn_goose.kernels.precision import widened
 from asnn_goose.models.channel_mix import ChannelMix
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.spiking import Membranes, Neuron
@@ -57,7 +58,7 @@ def make_norm(config: GooseConfig, width: int) -> nn.Module:
 def mean_cross_entropy(logits_NV: Tensor, labels_N: Tensor, number: Tensor | int | None = None) -> Tensor:
     """Sum over the labels that are not -100, in nats, over their number or the given one; 0 where there are none."""
     # PyTorch's own mean over no label is 0 / 0.
-    total = F.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
+    total = F.cross_entropy(widened(logits_NV), labels_N, reduction="sum")
     return total / ((labels_N != -100).sum().clamp_min(1) if number is None else number)
 
 

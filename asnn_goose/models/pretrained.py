@@ -41,6 +41,7 @@ def local_folder(name: str, key: str = "teacher.name") -> Path | None:
                 "a model id of the hub"
             )
         return dequantised(name)
+    name = str(name)
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

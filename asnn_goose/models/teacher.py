@@ -220,7 +220,7 @@ def load_teacher(name_or_path: str, dtype: str = "auto", device: str = "cpu") ->
 
     Args:
         name_or_path: what ``teacher.name`` says.
-        dtype: "bfloat16", "float32", or "auto": bfloat16 where ``device`` multiplies it natively.
+        dtype: "bfloat16", "float32", or "auto": bfloat16 where ``device`` multiplies it faster.
         device: as ``torch.device`` takes it.
 
     Raises:

@@ -25,8 +25,8 @@ def opening(ladder: Ladder, found: Sequence[Effect]) -> str:
     early = [effect.rung.version for effect in found if _only_by_itself(effect)]
     if early:
         sentences.append(
-            f"Taken alone, the interval of {_enumeration(early)} would leave out 1; among {judged} comparisons that is "
-            "not enough."
+            f"Taken alone, the interval{'s' * (len(early) > 1)} of {_enumeration(early)} would leave out 1; among "
+            f"{judged} comparisons that is not enough."
         )
     measured = [(effect.summary, effect.rung.version) for effect in changes if effect.summary is not None]
     if measured:
@@ -55,15 +55,18 @@ def how_judged(found: Sequence[Effect]) -> str:
         "in float32, and both runs of a pair did in the same; a seed that was run in both counts once, by its mean, so "
         "that a ratio need not be the quotient of two perplexities. "
     )
-    if any(effect.summary is not None and effect.summary.n == 1 for effect in found):
+    singles = [
+        run for effect in found if effect.summary is not None and effect.summary.n == 1 for run in effect.rung.runs
+    ]
+    if singles:
         text += (
-            "Marked \"one seed\", a perplexity's interval is the run's own, by bootstrap over test documents (in runs "
-            "of November 2026 their windows, which is narrower), and says nothing of other seeds. "
+            f"Marked \"one seed\", a perplexity's interval is the run's own, by bootstrap over {_drawn(singles)}, and "
+            "says nothing of other seeds. "
         )
     if any(effect.delta is not None and not effect.delta.paired for effect in found):
         text += (
-            "Unpaired: fewer than two pairs, or nothing but the seeds is changed; the ratio is that of the two means, "
-            "with Welch's interval where both have two seeds or more. "
+            "Unpaired: fewer than two pairs, or nothing but the seeds is changed; the ratio is that of the means of "
+            "their runs in one arithmetic, with Welch's interval where both have two seeds or more. "
         )
     text += _code_sentence(found)
     if any(effect.verdict == "not comparable" for effect in found):
@@ -72,6 +75,14 @@ def how_judged(found: Sequence[Effect]) -> str:
         "p is two-sided and corrected by Holm over the whole table; the intervals are each for one comparison. None of "
         "them covers the choice of the test text."
     )
+
+
+def _drawn(runs: Sequence[FinishedRun]) -> str:
+    """What the intervals of these runs were drawn over."""
+    by_documents = {run.result.evaluation.test_documents is not None for run in runs}
+    if by_documents == {True}:
+        return "test documents"
+    return f"{'test documents or' if True in by_documents else 'test'} windows (narrower than over their documents)"
 
 
 def _code_sentence(found: Sequence[Effect]) -> str:

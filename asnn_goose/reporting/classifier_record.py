@@ -6,6 +6,9 @@ Accuracies and F1 lie in [0, 1]; intervals are 95 %, by bootstrap over texts.
 from asnn_goose.reporting.record import Raster, SpikeResult
 from asnn_goose.reporting.record_base import Record, RunRecord
 
+WATCHED = 256
+"""Test texts, the first ones, whose spikes are counted."""
+
 
 class Score(Record):
     """Predictions of one split."""

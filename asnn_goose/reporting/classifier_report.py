@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from asnn_goose.reporting.classifier_plots import plot_accuracy, plot_confusion, plot_exits
-from asnn_goose.reporting.classifier_record import ClassifierResult, Score
+from asnn_goose.reporting.classifier_record import WATCHED, ClassifierResult, Score
 from asnn_goose.reporting.classifier_runs import ClassifierRun, load_classifier_run, recorded_classifiers
 from asnn_goose.reporting.comparison import changed_experiment
 from asnn_goose.reporting.markdown import duration, integer, number, percent, quantity, table
@@ -157,12 +157,14 @@ def _spikes(run: ClassifierRun, figures: dict[str, str]) -> list[str]:
         lines += _figure(figures, "raster", "The first tokens of a test text, read forwards.")
     if result.energy is not None:
         energy = result.energy
+        watched = min(WATCHED, sum(result.task.counts["test"]))
         share = number(energy.student_joules / energy.teacher_joules, 3)
         lines.append(
             f"A test text of mean length ({number(energy.tokens, 3)} tokens) takes the student's blocks an estimated "
             f"{quantity(energy.student_joules, 'J')}, the teacher's {quantity(energy.teacher_joules, 'J')}: {share} "
-            "times as much, at 4.6 pJ per multiply-accumulate and 0.9 pJ per addition (Horowitz, ISSCC 2014, 45 nm, "
-            "fp32); no hardware was measured."
+            "times as much, at 4.6 pJ per multiply-accumulate, 3.7 pJ per multiplication and 0.9 pJ per addition "
+            "(Horowitz, ISSCC 2014, 45 nm, fp32). The teacher's norms and activations are not counted; spikes are "
+            f"those of the first {integer(watched)} test texts; no hardware was measured."
         )
     return lines
 

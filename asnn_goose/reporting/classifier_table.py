@@ -8,7 +8,7 @@ import numpy as np
 
 from asnn_goose.config import load_classifier_experiment
 from asnn_goose.errors import UserError
-from asnn_goose.reporting.classifier_record import Score
+from asnn_goose.reporting.classifier_record import WATCHED, Score
 from asnn_goose.reporting.classifier_runs import ClassifierRun, recorded_classifiers, seeds_alike
 from asnn_goose.reporting.comparison import changed_experiment
 from asnn_goose.reporting.effects import ALPHA
@@ -56,7 +56,8 @@ def _explanation() -> list[str]:
         "this change alone and learnt from the same fine-tuning of the teacher. Their mean stands beside the parent's "
         "name; it is not that of the parent's own row where that has other seeds or another teacher. A verdict needs a "
         "p-value below 0.05 after Holm's correction over the comparisons of the task. The time is a run's mean without "
-        "what all runs share: the teacher's fine-tuning and the first stage.",
+        "what all runs share: the teacher's fine-tuning and the first stage. Energy is that of the blocks, without the "
+        f"teacher's norms and activations; spikes are those of the first {WATCHED} test texts.",
     ]
 
 

@@ -202,11 +202,11 @@ def comparison_sentences(run: FinishedRun, other: FinishedRun, overrides: Iterab
         reasons = ", ".join(f"`{key}`" for key in _evaluated_differently(run, other))
         return f"{stands}, but was evaluated on other text ({reasons} differ), so the two are not comparable."
     change = f"{percent(abs(mine - theirs) / theirs)} {'lower' if mine < theirs else 'higher'}"
-    change = "the same" if mine == theirs else change
     if judged == "cannot tell":
         measured = _interval(run.result) is not None and _interval(other.result) is not None
         why = "the 95 % intervals overlap" if measured else "an interval was not measured for both"
-        text = f"No clear difference from {name}: {stands}, this run is {change}, and {why}, so one seed cannot tell."
+        change = f"{change}, and {why}, so one seed cannot tell" if mine != theirs else "no better and no worse"
+        text = f"No clear difference from {name}: {stands}, this run is {change}."
     else:
         word = "Better" if judged == "better" else "Worse"
         text = (

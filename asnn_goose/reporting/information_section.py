@@ -12,7 +12,8 @@ from asnn_goose.reporting.record import SiteSpikes
 def carried(material: Material) -> list[str]:
     """A row by probed population: health, similarity and probes, each with its control; and what they say."""
     information, spikes = material.run.result.information, material.run.result.spikes
-    if information is None or spikes is None:
+    # Runs of November 2026 probed levels too, which no neuron spikes.
+    if information is None or spikes is None or not material.run.spikes:
         return []
     firing = {(site.layer, site.site): site for site in spikes.per_layer}
     pairs = [(site, firing[site.layer, site.site]) for site in information.sites]
@@ -65,7 +66,7 @@ def _reading(information: InformationResult) -> str:
     chance = max(accuracy.shuffled, information.majority)
     # Two standard errors of a share of n tokens are at most 1 / sqrt(n).
     told = accuracy.value > chance + 1.0 / math.sqrt(information.coverage * information.held_out_tokens)
-    verdict = "the spikes tell of the teacher's next token" if told else "no more than chance"
+    verdict = f"the spikes tell {'of' if told else 'no more than chance of'} the teacher's next token"
     return (
         f"At best a linear map of the spikes finds {percent(accuracy.value)} of the teacher's first choices on "
         f"held-out tokens (layer {first.layer}; {percent(information.majority)} by always naming the commonest, "

@@ -85,6 +85,9 @@ class ByTime:
 
     Args:
         boundaries: shares of the run's optimiser steps at which stages 1, 2, ... begin; see :func:`stage_at`.
+
+    Raises:
+        ValueError: boundaries are not strictly rising within (0, 1).
     """
 
     def __init__(self, boundaries: Sequence[float]):
@@ -103,6 +106,9 @@ class ByPlateau:
         window: evaluations in a mean.
         eps: nats per token, at least 0.
         patience: checks, at least 1.
+
+    Raises:
+        ValueError: one of them is out of its range.
     """
 
     def __init__(self, window: int, eps: float, patience: int):
@@ -149,6 +155,9 @@ class ByPatience:
     Args:
         patience: evaluations, at least 1.
         min_delta: nats per token, at least 0.
+
+    Raises:
+        ValueError: one of them is out of its range.
     """
 
     def __init__(self, patience: int, min_delta: float = 0.0):

@@ -16,6 +16,9 @@ class EarlyStopping:
         patience: evaluations, at least 1.
         min_delta: nats per token that an improvement must exceed, at least 0.
         grace_steps: optimiser steps; reaches over the warm-up and the last switch of a curriculum.
+
+    Raises:
+        ValueError: one of them is out of its range.
     """
 
     def __init__(self, patience: int, min_delta: float = 0.0, grace_steps: int = 0):

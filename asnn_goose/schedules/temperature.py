@@ -48,6 +48,9 @@ class LearnableTemperature(nn.Module):
     Args:
         init: T at the start, strictly between the bounds.
         low, high: bounds of T, reached only by rounding; low is at least 0, high finite.
+
+    Raises:
+        ValueError: bounds or start that are not so.
     """
 
     def __init__(self, init: float, low: float, high: float):
@@ -80,6 +83,9 @@ class InstanceTemperature(nn.Module):
         channels: C, of both models' states together.
         scope: sequence or token.
         hidden: width of the hidden layer.
+
+    Raises:
+        ValueError: bounds or start that are not so.
     """
 
     recent: Tensor
@@ -134,7 +140,7 @@ def _raw(init: float, low: float, high: float) -> float:
 def _bounded(raw: Tensor, low: float, high: float) -> Tensor:
     # Held at 60 in the value and not in the gradient: beyond 87 the slope e^-|raw| is below float32's numbers, and an
     # anchor could not pull such a temperature back.
-    raw = raw + (raw.clamp(-60.0, 60.0) - raw).detach()
+    raw = raw.detach().clamp(-60.0, 60.0) + (raw - raw.detach())
     # From the nearer bound: beyond 16, sigmoid(raw) is 1 in float32 and its derivative s (1 - s) is 0.
     span = high - low
     return torch.where(raw > 0, high - span * torch.sigmoid(-raw), low + span * torch.sigmoid(raw))
@@ -145,6 +151,9 @@ class MinimisedTemperature(nn.Module):
 
     T^2 KL falls as T grows beyond its maximum, so a temperature that minimises it climbs to its upper bound; beyond it
     the clamp's slope is 0, and no regulariser brings it back. Interface of :class:`LearnableTemperature`.
+
+    Raises:
+        ValueError: init does not lie strictly between the bounds, or low is below 0.
     """
 
     def __init__(self, init: float, low: float, high: float):

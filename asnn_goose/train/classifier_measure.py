@@ -18,6 +18,7 @@ from asnn_goose.models.classification import first_sure
 from asnn_goose.models.encoder import HEAD
 from asnn_goose.reporting import RunFolder
 from asnn_goose.reporting.classifier_record import (
+    WATCHED,
     ClassifierResult,
     ExitResult,
     FinetunedResult,
@@ -34,8 +35,6 @@ from asnn_goose.train.classifier_setting import ClassifierSetting
 from asnn_goose.train.measure import RASTER_SITE, Clock, save_model
 from asnn_goose.train.neuron_results import spike_result
 
-WATCHED = 256
-"""Test texts on which the neurons are watched."""
 CONFIDENCES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 """At which early exits are measured."""
 
@@ -176,7 +175,8 @@ def _raster(setting: ClassifierSetting, folder: RunFolder) -> Raster | None:
 
 
 def _energy(setting: ClassifierSetting, sites: list[SiteFiring]) -> SentenceEnergy:
-    """Of both bodies; what is done once a text, in pooling and classifiers, is left out on both sides."""
+    """Of both bodies, without what is done once a text, in pooling and classifiers, and without the teacher's norms and
+    activations."""
     student, model = setting.module.student, setting.encoder.model
     tokens = float(setting.texts["test"].lengths_N.mean())
     directions = 2 if student.config.reading == "bidirectional" else 1

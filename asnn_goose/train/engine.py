@@ -28,7 +28,7 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """bfloat16 or float32; auto takes bfloat16 where the device multiplies it natively."""
+    """bfloat16 or float32; auto takes bfloat16 where the device multiplies it faster."""
     if precision == "auto":
         return "bfloat16" if native_bfloat16(device) else "float32"
     return precision

@@ -98,9 +98,8 @@ def measure(
     baselines = clock.time("baselines", lambda: count_baselines(setting, progress.tokens))
     sample = clock.time("sample", lambda: continue_prompt(setting))
     raster = clock.time("sample", lambda: draw_raster(setting, folder))
-    spiking = experiment.student.neuron.kind != "dense"
     information, alarms = None, ()
-    if spiking and experiment.train.probe_tokens:
+    if experiment.student.neuron.kind in SPIKING and experiment.train.probe_tokens:
         information, alarms = clock.time("probes", lambda: probe_spikes(setting))
     save_model(student, setting.teacher.tokenizer, folder)
     student_nll, teacher_nll = float(test.student_nll_W.sum()), float(test.teacher_nll_W.sum())
@@ -148,7 +147,7 @@ def measure(
             test_documents=len(set(text.test.documents_W.tolist())),
         ),
         baselines=baselines,
-        spikes=spike_result(sites) if spiking else None,
+        spikes=None if experiment.student.neuron.kind == "dense" else spike_result(sites),
         information=information,
         energy=energy_result(setting, sites),
         temperature_final=final_temperature(setting, progress),

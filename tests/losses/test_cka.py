@@ -136,6 +136,21 @@ def test_rounding_of_equal_rows_is_no_variation():
     assert value.item() == 0.0 and x.grad is not None and x.grad.eq(0).all()
 
 
+@pytest.mark.parametrize("size", [1e3, 1e4, 1e5])
+def test_a_massive_token_leaves_the_others_their_digits(size: float):
+    """As a window's first token is: of the products of a whole side the debiased form keeps one part in size^2."""
+    x, y = normal(64, 16, seed=9), normal(64, 12, seed=10)
+    y[:, :6] += x[:, :6]
+    x[0] *= size
+    y[0] *= size
+    x, y = x.float(), y.float()
+    wide_x, wide_y = (z.double().numpy() for z in (x, y))
+    hsics = [gram_hsic1(*pair) for pair in ((wide_x, wide_y), (wide_x, wide_x), (wide_y, wide_y))]
+    expected = hsics[0] / np.sqrt(hsics[1] * hsics[2])
+    # float32 of the result; the oracle itself loses 12 digits of 16 at 1e5.
+    assert linear_cka(x, y, debiased=True).item() == pytest.approx(expected, rel=1e-4 if size > 1e4 else 1e-6)
+
+
 @pytest.mark.parametrize("debiased", [False, True])
 def test_gradcheck(debiased: bool):
     assert torch.autograd.gradcheck(
@@ -149,6 +164,7 @@ def test_gradcheck(debiased: bool):
         (lambda: linear_cka(X, Y[:3]), "one row per token, the same tokens"),
         (lambda: linear_cka(X[0], Y[0]), "must be matrices"),
         (lambda: linear_cka(X[:0], Y[:0]), "at least 1 token, not 0"),
+        (lambda: linear_cka(X[:, :0], Y), r"states \(\d+, 0\) and .* must have channels"),
         (lambda: linear_cka(X[:3], Y[:3], debiased=True), "at least 4 tokens, not 3"),
         (lambda: minibatch_cka([]), "at least one batch"),
     ],

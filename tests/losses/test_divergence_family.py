@@ -264,3 +264,28 @@ def test_bad_input_is_told_in_one_sentence(call: Callable[[], Tensor], message: 
     with pytest.raises(ValueError, match=message) as told:
         call()
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("T", [0.5, 0.9, 2.0])
+def test_a_token_banned_by_the_smallest_number_is_as_banned_as_by_infinity(name: str, T: float):
+    """-l / T^2, the derivative of l / T, overflows at T < 1 where l is the least number, and times 0 it is NaN."""
+    student, teacher = float64([[0.5, -1.0, 2.0, 0.0, 0.0]]), float64([[1.0, 0.3, -0.7, 0.0, 0.0]])
+    found = []
+    for least in (torch.finfo(torch.float32).min, -math.inf):
+        s, t = student.float(), teacher.float()
+        s[:, 3:] = t[:, 3:] = least
+        s.requires_grad_()
+        temperature = torch.tensor(T, requires_grad=True)
+        value = FAMILY[name](s, t, temperature=temperature)
+        found.append((value.detach(), *torch.autograd.grad(value, (s, temperature))))
+    for smallest, infinite in zip(*found, strict=True):
+        assert infinite.isfinite().all()
+        torch.testing.assert_close(smallest, infinite, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_whole_numbers_are_logits_too(name: str):
+    s, t = torch.tensor([[2, 0, 1, 3], [0, 0, 3, 1]]), torch.tensor([[3, 2, 1, 0], [1, 0, 0, 2]])
+    T = torch.tensor([1, 2])
+    assert FAMILY[name](s, t, temperature=T).item() == FAMILY[name](s.float(), t.float(), temperature=T).item()

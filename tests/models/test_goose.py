@@ -208,6 +208,10 @@ def test_an_unknown_neuron_field_is_refused(tmp_path):
 def test_heads_must_fill_the_width():
     with pytest.raises(ValueError, match=r"head_size .24. must divide hidden_size .32."):
         GooseConfig(hidden_size=32, head_size=24)
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "head_size"):
+        sizes: dict[str, Any] = {"hidden_size": 32, "head_size": 16, name: 0}
+        with pytest.raises(ValueError, match=f"^{name} must be at least 1, not 0"):
+            GooseConfig(**sizes)
 
 
 # Outputs
@@ -310,6 +314,7 @@ def test_the_loss_is_the_mean_over_the_labels_that_follow(make_student):
     pairs = [(b, t) for b in range(2) for t in range(8) if labels[b, t + 1] != -100]
     expected = -sum(log_p[b, t, input_ids[b, t + 1]] for b, t in pairs) / len(pairs)
     assert output.loss.item() == pytest.approx(float(expected), rel=1e-5)  # float32
+    assert student.double()(input_ids, labels=labels).loss.dtype == torch.float64
 
 
 def test_the_loss_of_no_label_is_0_with_a_graph(make_student):

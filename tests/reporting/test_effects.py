@@ -72,7 +72,7 @@ def test_what_an_interval_shows_alone_the_correction_takes_back(record, tmp_path
         assert effect.delta is not None and effect.delta.verdict == "helps"
     write_roadmap(tmp_path, "cpu", ["base", "a", "b", "c"])
     text = (tmp_path / "roadmap.md").read_text()
-    assert "Taken alone, the interval of a, b and c would leave out 1; among 3 comparisons that is not enough." in text
+    assert "Taken alone, the intervals of a, b and c would leave out 1; among 3 comparisons that is not enough." in text
 
 
 def test_versions_without_a_common_seed_are_compared_by_welch(record, tmp_path):

@@ -51,7 +51,7 @@ def test_chance_is_the_commonest_choice_or_the_control_and_its_error(lines, accu
     best = {"information.sites.0.top1_accuracy": {"value": 0.1, "shuffled": 0.1}}
     best["information.sites.1.top1_accuracy"] = {"value": accuracy, "shuffled": control}
     (sentence,) = (line for line in lines(best) if line.startswith("**Reading.**"))
-    assert sentence.endswith("next token." if told else "no more than chance.")
+    assert sentence.endswith(f"the spikes tell {'of' if told else 'no more than chance of'} the teacher's next token.")
 
 
 @pytest.mark.parametrize("absent", ["information", "spikes"])

@@ -199,7 +199,7 @@ def test_every_raw_value_has_the_sigmoids_slope(raw: float):
     assert slope(plain, module.raw) == pytest.approx(exact, rel=1e-5, abs=0.0)
 
 
-@pytest.mark.parametrize("raw", [-1e4, -110.0, 90.0, 1e4])
+@pytest.mark.parametrize("raw", [-1e30, -1e4, -110.0, 90.0, 1e4, 1e30])
 def test_no_raw_value_is_beyond_the_anchors_reach(raw: float):
     """The sigmoid's own slope there, e^-90, is no float32; beyond 60 it stays as it is at 60."""
     module = LearnableTemperature(2.0, 1.0, 5.0)

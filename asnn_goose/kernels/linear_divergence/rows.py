@@ -59,8 +59,10 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 def _log_softmax(logits_NV: Tensor, temperature: Tensor | float) -> Tensor:
     # A sum over 50,000 terms in bfloat16 makes a small divergence negative.
     logits_NV = widened(logits_NV)
-    banned_NV = logits_NV == -torch.inf
-    # A banned token never meets T: the derivative of -inf / T is infinite, and times 0 it is NaN.
+    # A banned token never meets T: the derivative of -inf / T is infinite, and times 0 it is NaN. So is that of the
+    # smallest numbers, with which tokens are banned too, at T < 1: the derivative -l / T^2 must be a number.
+    T = torch.as_tensor(temperature, dtype=logits_NV.dtype, device=logits_NV.device).detach()
+    banned_NV = logits_NV < torch.finfo(logits_NV.dtype).min * T.clamp(max=1.0) ** 2
     return F.log_softmax((logits_NV.masked_fill(banned_NV, 0.0) / temperature).masked_fill(banned_NV, -torch.inf), -1)
 
 
