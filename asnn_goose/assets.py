@@ -140,7 +140,7 @@ def fetch_asset(asset: Asset) -> Path:
     """:func:`fetch` for an asset that need not be in the table."""
     folder = cache_root() / "assets" / asset.name
     with locked(folder):
-        if not is_whole(folder):
+        if not is_whole(folder, sha256=asset.sha256):
             logger.info(
                 "fetching %s: %s (%s, %d MB, licence %s)",
                 asset.name,

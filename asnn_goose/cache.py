@@ -131,18 +131,22 @@ def seal(folder: Path, **facts: str) -> None:
     (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1))
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether ``folder`` was sealed and each of its files still has the sealed content; a damaged one is logged.
+def is_whole(folder: Path, **facts: str) -> bool:
+    """Whether ``folder`` was sealed with these facts and each of its files still has the sealed content; else it is
+    logged.
 
     A file above ``ALWAYS_HASHED_BYTES`` whose size and modification time did not move is taken to be unchanged.
     """
     if not folder.is_dir():
         return False
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        for name, facts in files.items():
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if any(manifest.get(name) != value for name, value in facts.items()):
+            logger.info("%s in the cache comes from another source than is asked for now, and is made anew", folder)
+            return False
+        for name, sealed in manifest["files"].items():
             path = folder / name
-            if path.stat().st_size != facts["bytes"] or remembered_sha256(path) != facts["sha256"]:
+            if path.stat().st_size != sealed["bytes"] or remembered_sha256(path) != sealed["sha256"]:
                 logger.warning("%s in the cache is damaged and will be made anew", path)
                 return False
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:

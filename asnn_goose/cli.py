@@ -4,6 +4,7 @@ Runs go to ``runs/`` and reports to ``reports/`` of this checkout, or where ``AS
 ``ASNN_GOOSE_REPORTS`` say.
 """
 
+import contextlib
 import logging
 import os
 import shlex
@@ -13,7 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -88,6 +89,11 @@ def report(argv: Sequence[str]) -> int:
 
 def _in_a_sentence(work: Callable[[], int], argv: Sequence[str], stopped: str) -> int:
     """Do it; mistakes and Ctrl-C end in one sentence."""
+    with contextlib.redirect_stderr(_Unheard(sys.stderr)):
+        return _told(work, argv, stopped)
+
+
+def _told(work: Callable[[], int], argv: Sequence[str], stopped: str) -> int:
     try:
         status = work()
         # At the end of the process it would be too late to answer for a reader that has gone.
@@ -113,6 +119,28 @@ def _in_a_sentence(work: Callable[[], int], argv: Sequence[str], stopped: str) -
 def _folder(kind: str) -> Path:
     """Where runs or reports go."""
     return Path(os.environ.get(f"ASNN_GOOSE_{kind.upper()}") or ROOT / kind).expanduser()
+
+
+class _Unheard:
+    """A text stream whose reader may go, or whose disk fill up: a run goes on, and is saved, without being read.
+
+    Ctrl-C ends the ``tee`` behind a pipe as well, and the next log line or progress bar would be a BrokenPipeError.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _BesideBars(logging.StreamHandler):

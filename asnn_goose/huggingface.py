@@ -1,13 +1,20 @@
 """The transformers library: imported late, kept quiet, and explained where the installation breaks its import."""
 
 import contextlib
+import errno
 import io
 import logging
+import os
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from asnn_goose.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def import_transformers() -> ModuleType:
@@ -55,3 +62,14 @@ def quiet_transformers() -> Iterator[None]:
         hub_logger.setLevel(hub_level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """``tokenizer.save_pretrained``, where a full disk is the OSError that it is everywhere else."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        # The tokenizers library raises the bare Exception, with the system's words.
+        if f"(os error {errno.ENOSPC})" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise

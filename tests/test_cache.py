@@ -135,6 +135,17 @@ def test_a_sealed_folder_is_whole(tmp_path):
     assert not is_whole(tmp_path / "absent")
 
 
+def test_a_folder_sealed_with_other_facts_is_not_what_is_asked_for(tmp_path, caplog):
+    folder = tmp_path / "f"
+    folder.mkdir()
+    (folder / "a").write_text("a")
+    seal(folder, wheel="tiny==1.0")
+    assert is_whole(folder, wheel="tiny==1.0") and is_whole(folder)
+    with caplog.at_level("INFO"):
+        assert not is_whole(folder, wheel="tiny==1.1")
+    assert "comes from another source" in caplog.text
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "no manifest"])
 def test_damage_is_noticed(tmp_path, damage):
     folder = _sealed(tmp_path / "f")

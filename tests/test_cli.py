@@ -354,6 +354,19 @@ def test_interrupted_and_resumed_in_new_processes_is_uninterrupted(tiny_flags, t
     assert [session["step"] for session in provenance["resumed"]] == [stopped_at]
 
 
+@pytest.mark.slow
+def test_a_reader_that_ctrl_c_ends_too_takes_nothing_with_it(tiny_flags, tmp_path):
+    """As of ``2>&1 | tee log``: what is written afterwards has nowhere to go, and the run is saved all the same."""
+    flags = tiny_flags(train__steps=60, train__log_every=1, train__eval_every=20, train__checkpoint_every=1000)
+    running = process(["experiments/v11_1.py", *flags, f"--run-dir={tmp_path / 'run'}"], cwd=REPOSITORY)
+    assert running.stderr is not None
+    next(line for line in running.stderr if line.startswith("step 5/60"))
+    running.stderr.close()
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=120) == 130
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
 def metrics(folder: Path) -> list[dict]:
     lines = read_metrics(folder / "metrics.jsonl")
     return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]

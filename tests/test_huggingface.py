@@ -1,13 +1,17 @@
 """The transformers library kept quiet, and a broken torchvision explained."""
 
+import errno
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from transformers import AutoTokenizer
+
 import asnn_goose
-from asnn_goose.huggingface import quiet_transformers
+from asnn_goose.huggingface import quiet_transformers, save_tokenizer
 
 PROGRAM = """
 import sys
@@ -56,3 +60,13 @@ def test_quiet_silences_and_restores(capsys):
         assert capsys.readouterr().err == ""
     finally:
         transformers_logging.set_verbosity_warning()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_the_systems_error(tiny_teacher, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as told:
+        save_tokenizer(tokenizer, tmp_path)
+    assert told.value.errno == errno.ENOSPC
+    save_tokenizer(tokenizer, tmp_path / "elsewhere")

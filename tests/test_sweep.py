@@ -148,6 +148,13 @@ def test_versions_that_cannot_be_resolved_are_refused_in_a_sentence_each(configs
     assert circle == "configs/experiment/egg.yaml: parent hen closes a circle: hen -> egg -> hen"
 
 
+def test_a_run_of_a_ladder_takes_one_device(configs):
+    """The second process of one would wait for the lock that the first holds."""
+    found = plan(["v10"], "smoke", seeds=1, overrides=["--train.devices=2"], root=configs.root)
+    assert not found.members
+    assert found.refused["v10"].startswith("train.devices is 2, and each run of a ladder takes one device")
+
+
 def test_flags_are_the_ladders_or_every_runs():
     request = parse_request(["--versions", "v10,v11_1", "--train.lr", "5e-4", "--workers=2", "--student=goose"])
     assert (request.versions, request.scale, request.seeds, request.workers) == (("v10", "v11_1"), "ladder", None, 2)
@@ -231,10 +238,11 @@ def test_one_fingerprint_with_two_results_is_told(tiny_run, places, members):
 
 
 def test_one_fingerprint_in_two_versions_with_two_results_is_told(tiny_run, places, members):
-    """The other run need not be one that is asked for: seed 7 is not among v11_1's first."""
+    """The other run need not be one that is asked for: v11_1 has another learning rate."""
     v10, v11_1 = members[0], members[1]
     one = write_run(tiny_run, places.runs / "v10" / "one", v10, fingerprint="0" * 64)
-    other = replace(v11_1, experiment=v11_1.experiment.model_copy(update={"seed": 7}))
+    faster = v11_1.experiment.train.model_copy(update={"lr": 1.0})
+    other = replace(v11_1, experiment=v11_1.experiment.model_copy(update={"train": faster}))
     two = write_run(tiny_run, places.runs / "v11_1" / "two", other, fingerprint="0" * 64)
     assert missing(members, places).contradictory == {}
     write_run(tiny_run, two, other, fingerprint="0" * 64, kl_to_teacher=7.0)

@@ -4,6 +4,7 @@ Shape suffixes: N tokens of a split, D documents of a split.
 """
 
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,7 +66,10 @@ def tokenise(
                 for name, documents in splits.items():
                     (part / name).mkdir(parents=True)
                     for field, values in _encode_split(documents, backend, eos).items():
-                        np.save(part / name / f"{field}.npy", values)
+                        # Not into the file itself: of a full disk numpy tells without the system's number.
+                        npy = io.BytesIO()
+                        np.save(npy, values)
+                        (part / name / f"{field}.npy").write_bytes(npy.getbuffer())
                 seal(part, corpus=corpus.name, licence=corpus.licence)
     return {name: TokenShard(key=key, **_map(target / name)) for name in splits}
 

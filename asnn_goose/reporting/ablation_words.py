@@ -104,7 +104,7 @@ def _clean_commit(run: FinishedRun) -> str | None:
     """Commit that a run's code was at; None where it differed from that, or is not known."""
     try:
         origin = load_provenance(run.folder)
-    except UserError:
+    except (UserError, OSError):
         return None
     return None if origin.dirty else origin.commit
 

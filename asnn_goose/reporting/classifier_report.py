@@ -84,7 +84,7 @@ def _opening(run: ClassifierRun) -> list[str]:
 def _leaving(result: ClassifierResult) -> str:
     if not result.exits:
         return ""
-    first, *_, last = result.exits
+    first, last = result.exits[0], result.exits[-1]
     accuracies = [found.accuracy for found in result.exits]
     return (
         f" Where a text leaves at the first classifier that is {first.confidence:g} to {last.confidence:g} sure, "

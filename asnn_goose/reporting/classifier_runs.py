@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from asnn_goose.config import ClassifierExperiment, is_classifier_dump, load_classifier_dump
 from asnn_goose.errors import UserError
-from asnn_goose.reporting.classifier_record import ClassifierResult
+from asnn_goose.reporting.classifier_record import ClassifierResult, Score
 from asnn_goose.reporting.comparison import changed_experiment
 from asnn_goose.reporting.record_base import read_result
 from asnn_goose.reporting.run_folder import read_config
@@ -40,15 +40,33 @@ def is_classifier_run(folder: Path) -> bool:
 
 
 def recorded_classifiers(reports_root: Path, version: str = "*") -> list[ClassifierRun]:
-    """All that lie beside reports, newest first; one that is damaged is logged and left out."""
-    runs = []
-    for path in reports_root.glob(f"{version}/*/result.json"):
+    """All that lie beside reports, newest first; one that is damaged or misplaced, or of whose fingerprint there is
+    another outcome, is logged and left out."""
+    runs: list[ClassifierRun] = []
+    for path in sorted(reports_root.glob(f"{version}/*/result.json")):
         try:
             if is_classifier_run(path.parent):
-                runs.append(load_classifier_run(path.parent))
+                runs.append(_in_its_place(load_classifier_run(path.parent)))
         except UserError as error:
             _log.warning("%s (left out)", error)
-    return sorted(runs, key=lambda run: (run.result.started, run.result.run_id), reverse=True)
+    outcomes: dict[str, set[tuple[Score, Score]]] = {}
+    for run in runs:
+        outcomes.setdefault(run.result.fingerprint, set()).add((run.result.student.validation, run.result.student.test))
+    for run in runs:
+        if len(outcomes[run.result.fingerprint]) > 1:
+            _log.warning(
+                "%s has the fingerprint %s, of which there is another outcome too (left out)",
+                run.folder,
+                run.result.fingerprint[:8],
+            )
+    whole = [run for run in runs if len(outcomes[run.result.fingerprint]) == 1]
+    return sorted(whole, key=lambda run: (run.result.started, run.result.run_id), reverse=True)
+
+
+def _in_its_place(run: ClassifierRun) -> ClassifierRun:
+    if run.folder.parent.name != run.result.version:
+        raise UserError(f"{run.folder} calls itself a run of {run.result.version}: put it where it belongs")
+    return run
 
 
 def seeds_alike(runs: Iterable[ClassifierRun]) -> list[tuple[ClassifierRun, ...]]:

@@ -159,9 +159,13 @@ def _row(version: str, arms: Arms, found: Difference | None, p_value: float | No
 
 
 def _points(accuracy: Estimate) -> str:
+    def points(share: float) -> str:
+        # Adding 0 turns a rounded -0 into 0.
+        return f"{round(100 * share, 1) + 0.0:+.1f}"
+
     if accuracy.low is None or accuracy.high is None:
-        return f"{100 * accuracy.value:+.1f}"
-    return f"{100 * accuracy.value:+.1f} ({100 * accuracy.low:+.1f} to {100 * accuracy.high:+.1f})"
+        return points(accuracy.value)
+    return f"{points(accuracy.value)} ({points(accuracy.low)} to {points(accuracy.high)})"
 
 
 def _verdict(parent: str | None, arms: Arms, found: Difference | None, p_value: float | None) -> str:

@@ -62,10 +62,19 @@ def load_run(folder: Path) -> FinishedRun:
     """Read config.yaml and result.json of a finished run.
 
     Raises:
-        UserError: one of them is missing or not what it should be.
+        UserError: one of them is missing or not what it should be, or the two are of different runs.
     """
     text = read_config(folder)
-    return FinishedRun(folder, load_result(folder / "result.json"), load_dump(text, str(folder / "config.yaml")))
+    run = FinishedRun(folder, load_result(folder / "result.json"), load_dump(text, str(folder / "config.yaml")))
+    told, measured = run.experiment, run.result
+    for name, asked, found in (
+        ("parent", told.parent, measured.parent),
+        ("seed", told.seed, measured.seed),
+        ("scale", told.train.scale, measured.scale),
+    ):
+        if asked != found:
+            raise UserError(f"{folder}: {name} is {asked} in config.yaml and {found} in result.json: repeat the run.")
+    return run
 
 
 def changed_settings(before: FinishedRun, after: FinishedRun, arithmetic: bool = True) -> dict[str, tuple[Any, Any]]:
@@ -105,7 +114,7 @@ def run_folders(version: str, runs_root: Path, reports_root: Path) -> dict[str, 
 
 def finished_runs(version: str, runs_root: Path, reports_root: Path) -> list[FinishedRun]:
     """All finished runs of a version, newest first; a damaged record is logged, and its run takes its place."""
-    found: dict[str, FinishedRun] = {}
+    found: list[FinishedRun] = []
     for folders in run_folders(version, runs_root, reports_root).values():
         for folder in folders:
             try:
@@ -113,9 +122,15 @@ def finished_runs(version: str, runs_root: Path, reports_root: Path) -> list[Fin
             except UserError as error:
                 _warn(f"{error} (left out)")
                 continue
-            found.setdefault(run.result.run_id, run)
+            # A run whose folder has a name of its own, and its record; two that lie side by side are two runs.
+            if not any(other.result.run_id == run.result.run_id and _apart(other, run) for other in found):
+                found.append(run)
             break
-    return sorted(found.values(), key=lambda run: (run.result.started, run.result.run_id), reverse=True)
+    return sorted(found, key=lambda run: (run.result.started, run.result.run_id), reverse=True)
+
+
+def _apart(one: FinishedRun, other: FinishedRun) -> bool:
+    return one.folder.parents[1] != other.folder.parents[1]
 
 
 @cache
@@ -127,7 +142,8 @@ def _warn(sentence: str) -> None:
 def outcome(run: FinishedRun) -> tuple[float, ...]:
     """Numbers that two runs of one fingerprint have in common; times and memory may differ."""
     result = run.result
-    return (result.student.test_ppl, result.student.val_ppl, result.kl_to_teacher, result.top1_agreement)
+    measured = (result.student.test_ppl, result.student.val_ppl, result.kl_to_teacher, result.top1_agreement)
+    return (float(result.seed), *measured)
 
 
 def contradictions(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:

@@ -37,7 +37,7 @@ class Summary:
     test_ppl: float
     """Test perplexity."""
     low: float | None
-    """Lower end of its 95 % interval: Student's t over seeds, with one seed the run's own bootstrap."""
+    """Lower end of its 95 % interval: Student's t over seeds, of a single run its own bootstrap, else None."""
     high: float | None
     ratio_to_teacher: float
     """Test perplexity over the teacher's."""
@@ -97,8 +97,8 @@ def effects(ladder: Ladder) -> list[Effect]:
 def summarise(runs: SeedGroup) -> Summary:
     """Means over the seeds of one group, of at least one run."""
     mean = mean_perplexity(runs)
-    # One seed has no interval over seeds; its newest run's stands for it.
-    only = max(runs, key=lambda run: run.result.started).result.student if mean.n == 1 else None
+    # One run has no interval over seeds; its own stands for it.
+    only = runs[0].result.student if len(runs) == 1 else None
 
     def average(value: Callable[[FinishedRun], float]) -> float:
         return float(by_seed(runs, value).mean())
@@ -111,7 +111,9 @@ def summarise(runs: SeedGroup) -> Summary:
         test_ppl=mean.value,
         low=mean.low if only is None else only.test_ppl_low,
         high=mean.high if only is None else only.test_ppl_high,
-        ratio_to_teacher=math.exp(average(lambda run: math.log(run.result.ratio_to_teacher))),
+        ratio_to_teacher=math.exp(
+            average(lambda run: math.log(run.result.student.test_ppl / run.result.teacher.test_ppl))
+        ),
         kl=average(lambda run: run.result.kl_to_teacher),
         top1=average(lambda run: run.result.top1_agreement),
         spike_rate=measured(lambda run: run.result.spikes.rate if run.result.spikes and run.spikes else None),

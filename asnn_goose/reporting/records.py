@@ -22,10 +22,13 @@ def keep_records(run: RunFolder, folder: Path, raster: Raster | None) -> RunFold
         The records, which are read as a run's folder is.
 
     Raises:
-        UserError: a file of the run is missing or damaged, or `folder` cannot be written to.
+        UserError: a file of the run is missing or damaged, `folder` cannot be written to, or the run is a record that
+            lies in another's place.
     """
     if folder.resolve() == run.path.resolve():
         return run
+    if folder.resolve().parents[1] == run.path.resolve().parents[1]:
+        raise UserError(f"{run.path} calls itself {folder.parent.name}/{folder.name}: put it there, or remove it.")
     metrics = thin(read_metrics(run.metrics))
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -171,6 +171,9 @@ class RunFolder:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"{self.path} is being trained by another process: wait for it, or stop it.") from None
+            # What a process that was killed while it wrote has left behind.
+            for part in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
+                part.unlink(missing_ok=True)
             yield
         finally:
             os.close(descriptor)

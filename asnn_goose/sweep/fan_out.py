@@ -104,7 +104,7 @@ def fan_out(members: Sequence[Member], places: Places, crew: Crew, session: Sess
                     try:
                         with _for_workers(crew.threads):
                             running[slot] = executor.submit(work, member, places, device, session), member
-                    except FailedJobError as error:
+                    except (FailedJobError, OSError) as error:
                         failed[member.name] = f"{crew.cluster} does not take it: {' '.join(str(error).split())}"
                         progress.end(member, failed[member.name])
                 time.sleep(POLL_SECONDS)

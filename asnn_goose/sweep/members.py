@@ -98,7 +98,13 @@ def plan(
     invocations, refused = {}, {}
     for version in dict.fromkeys(versions):
         try:
-            invocations[version] = load_experiment(version, [f"--scale={scale}", *overrides], root)
+            invocation = load_experiment(version, [f"--scale={scale}", *overrides], root)
+            if (devices := invocation.experiment.train.devices) > 1:
+                raise UserError(
+                    f"train.devices is {devices}, and each run of a ladder takes one device: leave it at 1, or run "
+                    f"experiments/{version}.py alone"
+                )
+            invocations[version] = invocation
         except UserError as error:
             refused[version] = str(error)
     parents = {version: invocation.experiment.parent for version, invocation in invocations.items()}

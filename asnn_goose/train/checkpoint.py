@@ -58,6 +58,7 @@ def save(
     Raises:
         UserError: the disk is full; the former checkpoint stays.
     """
+    device = _device(module)
     content = {
         "fingerprint": fingerprint,
         "parameters": _trained(module),
@@ -68,7 +69,7 @@ def save(
             "python": random.getstate(),
             "numpy": np.random.get_state(),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         },
     }
     return _write(content, folder / NAME)
@@ -86,6 +87,11 @@ def load_best(folder: Path, module: nn.Module) -> None:
         UserError: code with other parameters wrote it.
     """
     _copy(torch.load(folder / BEST, weights_only=True, map_location="cpu"), module, folder / BEST)
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Where it draws: of all the GPUs that a process sees, one that another process may number otherwise."""
+    return next(module.parameters()).device
 
 
 def _trained(module: nn.Module) -> dict[str, Tensor]:
@@ -164,6 +170,6 @@ def load(
     random.setstate(content["random"]["python"])
     np.random.set_state(content["random"]["numpy"])
     torch.set_rng_state(content["random"]["torch"])
-    if content["random"]["cuda"]:
-        torch.cuda.set_rng_state_all(content["random"]["cuda"])
+    if content["random"]["cuda"] is not None:
+        torch.cuda.set_rng_state(content["random"]["cuda"], _device(module))
     return Progress(**content["progress"])

@@ -69,14 +69,15 @@ def train_classifier(setting: ClassifierSetting, recorder: Recorder, progress: P
                 seen = predictions(setting, setting.texts["validation"])
                 shown["val_accuracy"] = f"{seen.accuracy:.4f}"
                 recorder.log(progress.step, {"val_accuracy": seen.accuracy, "val_macro_f1": seen.macro_f1})
-            if progress.step % config.checkpoint_every == 0 or last or asked[0]:
+            stop = asked[0]
+            if progress.step % config.checkpoint_every == 0 or last or stop:
                 progress.wall_seconds = started + time.monotonic() - session
                 assert recorder.folder is not None, "classifiers train in one process"
                 checkpoint.save(
                     recorder.folder.checkpoints, setting.module, [setting.optimiser], parts(setting), progress,
                     setting.fingerprint,
                 )  # fmt: skip
-            if asked[0]:
+            if stop or (last and asked[0]):
                 raise Interrupted
     progress.wall_seconds = started + time.monotonic() - session
 

@@ -157,7 +157,10 @@ def _start(
         general = learn_generally(module, pretrained, texts, stage, told, engine)
         torch.manual_seed(experiment.seed)
         for classifier in student.classifiers:
-            nn.init.normal_(classifier.get_parameter("weight"), std=0.02)
+            weight = classifier.get_parameter("weight")
+            # Drawn on the CPU, wherever the stage has left the module: a GPU's generator gives other numbers.
+            with torch.no_grad():
+                weight.copy_(torch.empty(weight.shape).normal_(std=0.02))
     return module, general, corpus
 
 

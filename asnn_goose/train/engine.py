@@ -39,6 +39,10 @@ class Engine:
 
     def __init__(self, config: TrainConfig | TaskTrainConfig):
         self.device_type = resolve_device(config.device)
+        if self.device_type == "cuda" and config.devices > torch.cuda.device_count():
+            raise UserError(
+                f"train.devices is {config.devices}, and there are {torch.cuda.device_count()} GPUs: lower it"
+            )
         self.precision = resolve_precision(config.precision, self.device_type)
         self._fabric = Fabric(
             accelerator=self.device_type,

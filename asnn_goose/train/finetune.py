@@ -23,6 +23,7 @@ from asnn_goose.data.corpora import SPLITS
 from asnn_goose.data.labelled_texts import LabelledTexts, TrainingTexts, tokenise_texts
 from asnn_goose.errors import UserError
 from asnn_goose.evaluation.classification import Scored, score
+from asnn_goose.huggingface import save_tokenizer
 from asnn_goose.models.encoder import new_classifier
 from asnn_goose.train.class_targets import class_logits, texts_digest
 from asnn_goose.train.engine import Engine
@@ -96,7 +97,7 @@ def finetuned(
                     tensors = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
                     # Not save_pretrained: a full disk is an OSError here, as the cache expects.
                     (part / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
-                    tokenizer.save_pretrained(part)
+                    save_tokenizer(tokenizer, part)
                     (part / "finetuned.json").write_text(json.dumps(record))
                     seal(part, encoder=name, task=task.name)
             found = _read(folder)

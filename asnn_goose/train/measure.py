@@ -17,7 +17,7 @@ from asnn_goose.errors import UserError
 from asnn_goose.evaluation.firing import measure_firing, spike_raster
 from asnn_goose.evaluation.ngram import fit_bigram, fit_unigram, perplexity
 from asnn_goose.evaluation.perplexity import Comparison, arrays, bits_per_byte
-from asnn_goose.huggingface import quiet_transformers
+from asnn_goose.huggingface import quiet_transformers, save_tokenizer
 from asnn_goose.models import GooseForCausalLM
 from asnn_goose.reporting import Result, RunFolder
 from asnn_goose.reporting.information_record import InformationResult
@@ -261,7 +261,7 @@ def save_model(student: "PreTrainedModel", tokenizer: Any, folder: RunFolder) ->
         try:
             with quiet_transformers():
                 student.save_pretrained(part)
-                tokenizer.save_pretrained(part)
+                save_tokenizer(tokenizer, part)
         except SafetensorError as error:
             raise UserError(
                 f"{folder.student} cannot be written ({error}): free some space, then go on with --resume"

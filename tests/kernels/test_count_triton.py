@@ -47,6 +47,15 @@ def test_it_equals_the_reference(per_token: bool, per_channel: bool, levels: int
         torch.testing.assert_close(ours, exact, rtol=2e-5, atol=2e-6 * float(exact.abs().max()))
 
 
+def test_what_is_read_from_a_view_is_the_views():
+    x, theta = numbers(3, 5), numbers(10, seed=1).abs()[::2] + 0.5
+    silence, rounding = numbers(5, 2, seed=2).abs()[:, 0], Rounding(4, True, 0.0)
+    from asnn_goose.kernels.count import triton
+
+    s, _ = FusedCount.apply(x, theta, silence, rounding, triton)  # pyright: ignore[reportGeneralTypeIssues]
+    assert torch.equal(s, count_reference(x, 4, theta, True, 0.0, silence)[0])
+
+
 def test_what_is_no_number_stays_none():
     x = numbers(3, 5)
     x[1, 2] = math.nan

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asnn_goose.kernels.lif import _checked
+from asnn_goose.kernels.lif import _checked, lif
 from asnn_goose.kernels.lif.fused import FusedLIF
 
 KINDS, RESETS = ("ternary", "binary"), ("soft", "hard")
@@ -68,6 +68,25 @@ def test_time_axis_equals_the_reference(per_channel: bool, kind: str, reset: str
     arguments = (numbers(10, 3, 5), theta, beta, numbers(3, 5, seed=2) / 4)
     found = results_and_gradients("triton", *arguments, **options)
     assert_alike(found, results_and_gradients("numba", *arguments, **options), outputs=2)
+
+
+def test_what_is_read_from_a_view_is_the_views():
+    """A column of a matrix, every second entry, and one number that stands for all channels."""
+    from asnn_goose.kernels.lif import triton
+
+    x, column, every_second = numbers(10, 3, 5), torch.rand(5, 2)[:, 0] + 0.5, torch.rand(10)[::2]
+    settings = {
+        "kind": "ternary",
+        "reset": "soft",
+        "detach_reset": True,
+        "surrogate": "atan",
+        "width": None,
+        "v0": None,
+    }
+    for theta in (column, column[:1].expand(5)):
+        checked = _checked(x, (3, 5), 10, False, theta, every_second, **settings)
+        found, _ = FusedLIF.apply(x, *checked, triton)  # pyright: ignore[reportGeneralTypeIssues]
+        assert torch.equal(found, lif(x, threshold=theta, decay=every_second, kind="ternary", backend="reference")[0])
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)

@@ -1,5 +1,7 @@
 """The table of classifiers: means, differences and verdicts against scipy, from made-up records."""
 
+import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -49,7 +51,8 @@ def record(tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(dump(experiment), encoding="utf-8")
         result = ClassifierResult(
-            run_id=folder.name, version=version, parent=experiment.parent, seed=seed, fingerprint="f", scale="cpu",
+            run_id=folder.name, version=version, parent=experiment.parent, seed=seed,
+            fingerprint=f"{version} {folder.name} {right}", scale="cpu",
             started=START + timedelta(hours=hours), steps=10, texts_seen=160, wall_seconds=600.0,
             seconds_by_phase={"preparation": 999.0, "training": 500.0, "evaluation": 40.0},
             task=TaskResult(
@@ -175,6 +178,17 @@ def test_a_damaged_record_is_left_out_and_named(record, tmp_path, caplog):
     assert str(torn) in caplog.text
     with pytest.raises(UserError, match="is not the result of a run"):
         read_result(torn / "result.json", ClassifierResult)
+
+
+def test_one_fingerprint_with_two_outcomes_and_a_misplaced_record_are_left_out(record, tmp_path, caplog):
+    record("v17_two_stage", 0, 80)
+    for hours, right in ((1, 81), (2, 82)):
+        path = record("v17_two_stage", 1, right, hours=hours) / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "fedcba98"}), encoding="utf-8")
+    shutil.copytree(record("v17_ce_only", 2, 70), tmp_path / "v17_two_stage" / "elsewhere")
+    assert _rows(tmp_path)["v17_two_stage"][2] == "1"
+    assert caplog.text.count("has the fingerprint fedcba98, of which there is another outcome too") == 2
+    assert "calls itself a run of v17_ce_only: put it where it belongs" in caplog.text
 
 
 def test_no_records_no_table(tmp_path):

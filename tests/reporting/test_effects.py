@@ -193,6 +193,16 @@ def test_a_run_without_a_partner_in_its_arithmetic_is_no_pair(record, tmp_path):
     assert "| 0.5000 (1 pair) |" in (tmp_path / "roadmap.md").read_text()
 
 
+def test_a_seed_that_was_run_in_both_arithmetics_has_the_interval_of_neither(record, tmp_path):
+    for precision, ppl in (("bfloat16", 400.0), ("float32", 500.0)):
+        record("base", 0, ppl, results={"precision": precision})
+    summary = found(tmp_path, "base")["base"].summary
+    assert summary is not None and (summary.n, summary.low, summary.high) == (1, None, None)
+    assert summary.test_ppl == pytest.approx(math.sqrt(400.0 * 500.0))
+    write_roadmap(tmp_path, "cpu", ["base"])
+    assert "| 447.2 (one seed) |" in (tmp_path / "roadmap.md").read_text()
+
+
 def test_no_arithmetic_in_common_is_not_comparable(record, tmp_path):
     record("base", 0, 400.0, results={"precision": "bfloat16"})
     record("child", 0, 200.0, results={"precision": "float32"})

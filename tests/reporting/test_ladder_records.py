@@ -1,5 +1,6 @@
 """Which runs of the ladder count, and what is said of records that are not what they should be."""
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -140,6 +141,12 @@ def a_folder_in_its_place(record, root):
     return f"spoilt/{path.parent.name}/result.json cannot be read (Is a directory): mend or remove it."
 
 
+def of_two_runs(record, root):
+    path = record("spoilt", 0, 300.0) / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 7}))
+    return f"spoilt/{path.parent.name}: seed is 0 in config.yaml and 7 in result.json: repeat the run."
+
+
 def misnamed(record, root):
     folder = record("other", 0, 300.0)
     (root / "spoilt").mkdir()
@@ -175,8 +182,8 @@ def contradicting(record, root):
 
 
 SPOILT = (
-    torn, unfinished, without_settings, not_text, no_date, a_folder_in_its_place, misnamed, circular, its_own_parent,
-    unknown_parent, contradicting,
+    torn, unfinished, without_settings, not_text, no_date, a_folder_in_its_place, of_two_runs, misnamed, circular,
+    its_own_parent, unknown_parent, contradicting,
 )  # fmt: skip
 
 
@@ -195,6 +202,13 @@ def test_what_cannot_be_used_is_named_and_the_rest_stands(small_ladder, record, 
     assert rows <= set(text.splitlines())
     assert sentence.partition("`")[0].replace("->", "-&gt;") in (small_ladder / "index.html").read_text()
     assert str(small_ladder) not in text and "[spoilt]" not in text
+
+
+def test_a_record_without_its_provenance_counts(small_ladder):
+    """Of which code it is, is not known then."""
+    next((small_ladder / "child").glob("*/provenance.json")).unlink()
+    write_roadmap(small_ladder, "cpu", ["base", "child", "aa"])
+    assert "Of the 2 pairs 1 is of one commit of the code" in (small_ladder / "roadmap.md").read_text()
 
 
 def test_equal_results_of_one_fingerprint_are_no_contradiction(small_ladder, record):

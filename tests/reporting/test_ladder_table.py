@@ -39,9 +39,9 @@ runs of a pair did in the same; a seed that was run in both counts once, by its 
 quotient of two perplexities. Marked "one seed", a perplexity's interval is the run's own, by bootstrap over \
 test windows (narrower than over their documents), and says nothing of other seeds. Unpaired: fewer than two pairs, \
 or nothing but the seeds is changed; the ratio is that of the means of their runs in one arithmetic, with Welch's \
-interval where both have two seeds or more. Of the 2 pairs 2 are of one commit of the code; what changed between two commits, \
-rounding above all, is part of the ratio of the others. p is two-sided and corrected by Holm over the whole table; the \
-intervals are each for one comparison. None of them covers the choice of the test text.
+interval where both have two seeds or more. Of the 2 pairs 2 are of one commit of the code; what changed between two \
+commits, rounding above all, is part of the ratio of the others. p is two-sided and corrected by Holm over the whole \
+table; the intervals are each for one comparison. None of them covers the choice of the test text.
 
 ![deltas](roadmap/deltas.png)
 

@@ -203,6 +203,22 @@ def test_one_place_to_read_from(make_run, tmp_path):
         find_run("child/other", runs, reports)
 
 
+def test_a_copy_of_a_record_neither_takes_its_place_nor_hides(make_run, tmp_path):
+    runs, reports = tmp_path / "runs", tmp_path / "reports"
+    run = make_run(runs)
+    write_report(run.path, reports, runs)
+    record = reports / "child" / run.run_id
+    before, copy = (record / "result.json").read_bytes(), record.with_name(f"{run.run_id}-copy")
+    shutil.copytree(record, copy)
+    found = json.loads(before)
+    found["student"]["test_ppl"] += 1.0
+    (copy / "result.json").write_text(json.dumps(found))
+    told = rebuild_reports(["child"], tmp_path / "none", reports).failures
+    assert list(told) == [copy] and told[copy].endswith(f"calls itself child/{run.run_id}: put it there, or remove it.")
+    assert (record / "result.json").read_bytes() == before
+    assert [each.folder for each in finished_runs("child", runs, reports)] == [record, copy]
+
+
 def test_a_damaged_run_is_warned_of_once(make_run, tmp_path, caplog):
     run = make_run(tmp_path / "runs")
     run.result.write_text(json.dumps({"version": "child"}))

@@ -99,6 +99,13 @@ def test_resume_equals_a_run_that_was_never_interrupted(make_experiment, tmp_pat
     assert [session.step for session in RunFolder.open(broken.path).provenance.resumed] == [4]
 
 
+def test_what_a_process_killed_while_it_wrote_has_left_is_removed(folder):
+    for part in (folder.path / ".metrics.jsonl.7.tmp", folder.checkpoints / ".last.pt.7.tmp"):
+        part.write_text("half")
+    with folder.claimed():
+        assert not [*folder.path.rglob("*.tmp")]
+
+
 def test_resume_before_the_first_line(folder):
     folder.resume(0)
     assert read_metrics(folder.metrics) == []

@@ -38,7 +38,8 @@ class FusedCount(torch.autograd.Function):
         x_NC = x_xC.reshape(-1, C).contiguous()
         # Views are handed on, not out: autograd lets nobody change in place what a Function returns as a view.
         s, scale = x_xC.new_empty(x_xC.shape), x_xC.new_empty(*x_xC.shape[:-1], 1)
-        form.forward(x_NC, threshold.reshape(-1), silence, rounding, s.view(x_NC.shape), scale.view(-1))
+        silence = None if silence is None else silence.contiguous()
+        form.forward(x_NC, threshold.reshape(-1).contiguous(), silence, rounding, s.view(x_NC.shape), scale.view(-1))
         ctx.save_for_backward(x_xC, threshold, scale)
         return s, scale
 
@@ -50,7 +51,11 @@ class FusedCount(torch.autograd.Function):
         C = x_xC.shape[-1]
         rows: list[Tensor] = [tensor.reshape(-1, C).contiguous() for tensor in (x_xC, grad_s)]
         grad_x_NC, grad_theta = ctx.form.backward(
-            *rows, threshold.reshape(-1), scale.reshape(-1), grad_scale.reshape(-1).contiguous(), ctx.rounding
+            *rows,
+            threshold.reshape(-1).contiguous(),
+            scale.reshape(-1),
+            grad_scale.reshape(-1).contiguous(),
+            ctx.rounding,
         )
         if threshold.numel() == 1:
             grad_theta = grad_theta.sum()

@@ -87,13 +87,14 @@ def forward(
     N, C = x_NC.shape
     if N:
         columns = triton.next_power_of_2(C)
-        # A pointer that a flag leaves unread may be any tensor.
-        _forward_kernel[(N,)](
-            x_NC, threshold, x_NC if silence is None else silence, s_NC, scale_N, C, float(rounding.levels),
-            rounding.offset, SCALE_FLOOR, THRESHOLD_STRIDE=int(threshold.numel() > 1),
-            SILENCE_STRIDE=int(silence is not None and silence.numel() > 1), SILENT=silence is not None,
-            PER_TOKEN=rounding.per_token, COLUMNS=columns, num_warps=_warps(columns), enable_fp_fusion=False,
-        )  # fmt: skip
+        with torch.cuda.device_of(x_NC):
+            # A pointer that a flag leaves unread may be any tensor.
+            _forward_kernel[(N,)](
+                x_NC, threshold, x_NC if silence is None else silence, s_NC, scale_N, C, float(rounding.levels),
+                rounding.offset, SCALE_FLOOR, THRESHOLD_STRIDE=int(threshold.numel() > 1),
+                SILENCE_STRIDE=int(silence is not None and silence.numel() > 1), SILENT=silence is not None,
+                PER_TOKEN=rounding.per_token, COLUMNS=columns, num_warps=_warps(columns), enable_fp_fusion=False,
+            )  # fmt: skip
 
 
 def backward(
@@ -104,9 +105,10 @@ def backward(
     programs, columns = triton.cdiv(N, TOKENS), triton.next_power_of_2(C)
     grad_x_NC, grad_theta_PC = torch.empty_like(x_NC), x_NC.new_empty(programs, C)
     if N:
-        _backward_kernel[(programs,)](
-            x_NC, grad_s_NC, threshold, scale_N, grad_scale_N, grad_x_NC, grad_theta_PC, N, C, SCALE_FLOOR,
-            THRESHOLD_STRIDE=int(threshold.numel() > 1), PER_TOKEN=rounding.per_token, WALK=TOKENS, COLUMNS=columns,
-            num_warps=_warps(columns), enable_fp_fusion=False,
-        )  # fmt: skip
+        with torch.cuda.device_of(x_NC):
+            _backward_kernel[(programs,)](
+                x_NC, grad_s_NC, threshold, scale_N, grad_scale_N, grad_x_NC, grad_theta_PC, N, C, SCALE_FLOOR,
+                THRESHOLD_STRIDE=int(threshold.numel() > 1), PER_TOKEN=rounding.per_token, WALK=TOKENS, COLUMNS=columns,
+                num_warps=_warps(columns), enable_fp_fusion=False,
+            )  # fmt: skip
     return grad_x_NC, grad_theta_PC.sum(0)

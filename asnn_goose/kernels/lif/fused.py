@@ -48,10 +48,14 @@ class Gradients(NamedTuple):
     v0_NC: Tensor | None
 
 
+def _flat(per_channel: Tensor) -> Tensor:
+    return per_channel.reshape(-1).contiguous()
+
+
 def _inputs(current: Tensor, threshold: Tensor, decay: Tensor, v0: Tensor | None, mean: bool) -> Inputs:
     S, C = 1 if mean else current.shape[0], current.shape[-1]
     v0_NC = None if v0 is None else v0.reshape(-1, C).contiguous()
-    return Inputs(current.reshape(S, -1, C).contiguous(), threshold.reshape(-1), decay.reshape(-1), v0_NC)
+    return Inputs(current.reshape(S, -1, C).contiguous(), _flat(threshold), _flat(decay), v0_NC)
 
 
 class FusedLIF(torch.autograd.Function):

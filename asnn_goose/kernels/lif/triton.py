@@ -240,12 +240,14 @@ def forward(inputs: Inputs, dynamics: Dynamics, spikes_SNC: Tensor, v_NC: Tensor
     """Writes the spikes, or their mean, and the last membrane (None with ``mean``)."""
     x = inputs.x_SNC
     N, C, rows, columns, row_blocks = _layout(inputs)
-    # A pointer that a flag leaves unread may be any tensor.
-    _tuned(_forward_kernel)[(triton.cdiv(C, columns) * row_blocks,)](
-        x, inputs.threshold, inputs.decay, x if inputs.v0_NC is None else inputs.v0_NC, spikes_SNC,
-        spikes_SNC if v_NC is None else v_NC, N, C, dynamics.steps, **_flags(inputs, dynamics),
-        ROWS=rows, COLUMNS=columns, enable_fp_fusion=False,
-    )  # fmt: skip
+    # Triton launches on the current device, wherever the tensors lie.
+    with torch.cuda.device_of(x):
+        # A pointer that a flag leaves unread may be any tensor.
+        _tuned(_forward_kernel)[(triton.cdiv(C, columns) * row_blocks,)](
+            x, inputs.threshold, inputs.decay, x if inputs.v0_NC is None else inputs.v0_NC, spikes_SNC,
+            spikes_SNC if v_NC is None else v_NC, N, C, dynamics.steps, **_flags(inputs, dynamics),
+            ROWS=rows, COLUMNS=columns, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 def backward(
@@ -263,14 +265,15 @@ def backward(
     per_channel = (inputs.threshold.numel() > 1, inputs.decay.numel() > 1)
     new = x.new_empty if parameters else x.new_zeros
     partial = [new((row_blocks, C) if wide else (programs, 1), dtype=torch.float32) for wide in per_channel]
-    _tuned(_backward_kernel)[(programs,)](
-        x, inputs.threshold, inputs.decay, x if v0 is None else v0,
-        x if grad_spikes_SNC is None else grad_spikes_SNC, x if grad_v_NC is None else grad_v_NC, kept, grad_x,
-        x if grad_v0 is None else grad_v0, *partial, N, C, dynamics.steps, segments, dynamics.width,
-        **_flags(inputs, dynamics), HAS_SPIKES=grad_spikes_SNC is not None, HAS_LAST=grad_v_NC is not None,
-        ATTACHED=not dynamics.detach_reset, PARAMETERS=parameters,
-        SHAPE=CODES[dynamics.surrogate], STEPS=steps, ROWS=rows, COLUMNS=columns,
-        enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _tuned(_backward_kernel)[(programs,)](
+            x, inputs.threshold, inputs.decay, x if v0 is None else v0,
+            x if grad_spikes_SNC is None else grad_spikes_SNC, x if grad_v_NC is None else grad_v_NC, kept, grad_x,
+            x if grad_v0 is None else grad_v0, *partial, N, C, dynamics.steps, segments, dynamics.width,
+            **_flags(inputs, dynamics), HAS_SPIKES=grad_spikes_SNC is not None, HAS_LAST=grad_v_NC is not None,
+            ATTACHED=not dynamics.detach_reset, PARAMETERS=parameters,
+            SHAPE=CODES[dynamics.surrogate], STEPS=steps, ROWS=rows, COLUMNS=columns,
+            enable_fp_fusion=False,
+        )  # fmt: skip
     threshold, decay = (part.sum(0) for part in partial)
     return Gradients(grad_x, threshold, decay, grad_v0)

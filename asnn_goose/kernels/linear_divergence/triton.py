@@ -139,10 +139,11 @@ def tile(
     """As native.tile, of a tile of float32 logits on a GPU."""
     N, V = s_NV.shape
     results = s_NV.new_zeros(N, 3, dtype=torch.float64)
-    # A pointer that a flag leaves unread may be any tensor.
-    _tile_kernel[(N,)](
-        s_NV, s_NV if t_NV is None else t_NV, s_NV if targets_N is None else targets_N, T_N, results,
-        V, math.log(V), float(w_ce or 0.0), float(w_kl or 0.0),
-        HAS_CE=w_ce is not None, HAS_KL=w_kl is not None, SLOPE=wants_slope, BLOCK=BLOCK, num_warps=8,
-    )  # fmt: skip
+    with torch.cuda.device_of(s_NV):
+        # A pointer that a flag leaves unread may be any tensor.
+        _tile_kernel[(N,)](
+            s_NV, s_NV if t_NV is None else t_NV, s_NV if targets_N is None else targets_N.contiguous(), T_N, results,
+            V, math.log(V), float(w_ce or 0.0), float(w_kl or 0.0),
+            HAS_CE=w_ce is not None, HAS_KL=w_kl is not None, SLOPE=wants_slope, BLOCK=BLOCK, num_warps=8,
+        )  # fmt: skip
     return results.T
