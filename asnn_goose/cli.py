@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -31,6 +31,7 @@ from asnn_goose.config import (
     load_dump,
     load_experiment,
 )
+from asnn_goose.console import Unheard, log_to_stderr
 from asnn_goose.errors import UserError
 from asnn_goose.process import prepare_libraries
 
@@ -56,7 +57,7 @@ def main(experiment_name: str, argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         load = load_classifier_experiment if is_classifier(experiment_name) else load_experiment
         invocation = load(experiment_name, argv)
-        _log_to_stderr(invocation.debug)
+        log_to_stderr(invocation.debug)
         if invocation.dry_run:
             print(_plan(invocation))
             return 0
@@ -89,7 +90,7 @@ def report(argv: Sequence[str]) -> int:
 
 def _in_a_sentence(work: Callable[[], int], argv: Sequence[str], stopped: str) -> int:
     """Do it; mistakes and Ctrl-C end in one sentence."""
-    with contextlib.redirect_stderr(_Unheard(sys.stderr)):
+    with contextlib.redirect_stderr(Unheard(sys.stderr)):
         return _told(work, argv, stopped)
 
 
@@ -119,46 +120,6 @@ def _told(work: Callable[[], int], argv: Sequence[str], stopped: str) -> int:
 def _folder(kind: str) -> Path:
     """Where runs or reports go."""
     return Path(os.environ.get(f"ASNN_GOOSE_{kind.upper()}") or ROOT / kind).expanduser()
-
-
-class _Unheard:
-    """A text stream whose reader may go, or whose disk fill up: a run goes on, and is saved, without being read.
-
-    Ctrl-C ends the ``tee`` behind a pipe as well, and the next log line or progress bar would be a BrokenPipeError.
-    """
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-class _BesideBars(logging.StreamHandler):
-    """Writes a line above whatever progress bars there are, instead of into them."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream)
-
-
-def _log_to_stderr(debug: bool) -> None:
-    handler = _BesideBars(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("asnn_goose")
-    logger.handlers[:] = [handler]
-    # The other processes of a data-parallel run, which the first one starts with their number, would only repeat it.
-    usual = logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING
-    logger.setLevel(logging.DEBUG if debug else usual)
-    logger.propagate = False
 
 
 def _plan(invocation: Invocation[Any]) -> str:
@@ -290,7 +251,7 @@ def _ladder(argv: Sequence[str]) -> int:
         print(usage())
         return 0
     request = parse_request(argv)
-    _log_to_stderr("--debug" in argv)
+    log_to_stderr("--debug" in argv)
     command = ["python", "experiments/roadmap.py", *argv]
     places = Places(_folder("runs").resolve(), _folder("reports").resolve())
     if request.dry_run:
@@ -324,7 +285,7 @@ def _report(argv: Sequence[str]) -> int:
     from asnn_goose.reporting.rebuild import rebuild_reports, versions_with_runs, write_named_reports
     from asnn_goose.sweep import Places, write_table
 
-    _log_to_stderr("--debug" in argv)
+    log_to_stderr("--debug" in argv)
     runs_root, reports_root = _folder("runs"), _folder("reports")
     names = [word for word in argv if word not in ("--all", "--debug")]
     unknown = next((name for name in names if name.startswith("--")), None)
