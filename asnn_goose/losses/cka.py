@@ -124,8 +124,6 @@ def minibatch_cka(parts: list[tuple[Tensor, Tensor]], debiased: bool = True) -> 
         raise ValueError("minibatch_cka needs at least one batch")
     centred = [_centred_sides(x_nd, y_nd, debiased) for x_nd, y_nd in parts]
     scale_x, scale_y = (_scale(sides) for sides in zip(*centred, strict=True))
-    products = [
-        _products((x_nd / scale_x).to(x_nd.dtype), (y_nd / scale_y).to(y_nd.dtype), debiased) for x_nd, y_nd in centred
-    ]
+    products = [_products(x_nd / scale_x, y_nd / scale_y, debiased) for x_nd, y_nd in centred]
     sums = [torch.stack(terms).mean() for terms in zip(*products, strict=True)]
     return _ratio(sums[0], sums[1], sums[2]).to(wide_dtype(parts[0][0].dtype))

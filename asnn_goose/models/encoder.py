@@ -3,9 +3,7 @@
 Shapes: B texts, L tokens, E teacher channels, V classes.
 """
 
-import difflib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +12,13 @@ from torch import Tensor, nn
 from asnn_goose.assets import ASSETS, fetch
 from asnn_goose.errors import UserError
 from asnn_goose.huggingface import import_transformers, quiet_transformers
-from asnn_goose.models.pretrained import block_list, capturing, model_fingerprint, weights_fingerprint
+from asnn_goose.models.pretrained import (
+    block_list,
+    capturing,
+    model_fingerprint,
+    users_folder,
+    weights_fingerprint,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,8 +99,7 @@ def load_encoder(name_or_path: str) -> Encoder:
         UserError: no such model here and no way to the hub; weights that are missing.
     """
     # What pools the states for a head is not part of them, and not every body is saved with it.
-    model, tokenizer, source = _read(name_or_path, import_transformers().AutoModel, POOLER)
-    return Encoder(name_or_path, model, tokenizer, model_fingerprint(name_or_path, source))
+    return Encoder(name_or_path, *_read(name_or_path, import_transformers().AutoModel, POOLER))
 
 
 def load_classifier(name_or_path: str) -> Encoder:
@@ -106,9 +109,8 @@ def load_classifier(name_or_path: str) -> Encoder:
         UserError: what :func:`load_encoder` raises; a model without a trained head.
     """
     auto_class = import_transformers().AutoModelForSequenceClassification
-    model, tokenizer, source = _read(name_or_path, auto_class, frozenset())
     # Of the weights alone: the rest follows from what the folder's name is a digest of.
-    return Encoder(name_or_path, model, tokenizer, weights_fingerprint(name_or_path, source))
+    return Encoder(name_or_path, *_read(name_or_path, auto_class, frozenset(), weights_fingerprint))
 
 
 def new_classifier(name_or_path: str, labels: Sequence[str]) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
@@ -122,8 +124,7 @@ def new_classifier(name_or_path: str, labels: Sequence[str]) -> "tuple[PreTraine
     # A body that was taught another task comes with a head of another shape.
     options["ignore_mismatched_sizes"] = True
     auto_class = import_transformers().AutoModelForSequenceClassification
-    model, tokenizer, source = _read(name_or_path, auto_class, HEAD, **options)
-    return model, tokenizer, model_fingerprint(name_or_path, source)
+    return _read(name_or_path, auto_class, HEAD, **options)
 
 
 def require_same_classes(student_labels: Sequence[str], teacher_labels: Sequence[str]) -> None:
@@ -146,35 +147,31 @@ def require_same_classes(student_labels: Sequence[str], teacher_labels: Sequence
             )
 
 
-def encoder_source(name: str) -> str:
+def _source(name: str) -> str:
     """Folder of the asset, or of the user's; else the name, as an id of the hub."""
-    encoders = [asset.name for asset in ASSETS.values() if asset.kind == "encoder"]
     if name in ASSETS:
-        if name not in encoders:
+        if ASSETS[name].kind != "encoder":
+            encoders = [asset.name for asset in ASSETS.values() if asset.kind == "encoder"]
             raise UserError(
                 f"teacher.name {name!r} is {ASSETS[name].what}, which does not classify: use {' or '.join(encoders)}, "
                 "a folder or a model id of the hub"
             )
         return str(fetch(name))
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser())
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"teacher.name {name!r} is a folder that does not exist: give one with a saved model")
-    # Asking the hub takes up to a minute without a network: too long for a slip of the finger.
-    near = difflib.get_close_matches(name, encoders, cutoff=0.8)
-    if near:
-        raise UserError(f"teacher.name {name!r} is neither an asset nor a folder: did you mean {near[0]!r}?")
-    return name
+    return str(users_folder(name, "encoder") or name)
 
 
 def _read(
-    name: str, auto_class: Any, may_be_new: frozenset[str], **options: Any
+    name: str,
+    auto_class: Any,
+    may_be_new: frozenset[str],
+    fingerprint: Callable[[str, str], str] = model_fingerprint,
+    **options: Any,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
-    """Model and tokenizer in float32, and their :func:`encoder_source`; weights whose names have no part in
-    ``may_be_new`` must all be there."""
+    """Model in float32, tokenizer and fingerprint; weights whose names have no part in ``may_be_new`` must all be
+    there."""
     from safetensors import SafetensorError
 
-    source = encoder_source(name)
+    source = _source(name)
     try:
         with quiet_transformers():
             model, report = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
@@ -197,4 +194,4 @@ def _read(
         tokenizer.pad_token = tokenizer.eos_token
     # Decoders find a text's last token by it.
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer, source
+    return model, tokenizer, fingerprint(name, source)

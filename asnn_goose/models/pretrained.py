@@ -41,15 +41,26 @@ def local_folder(name: str, key: str = "teacher.name") -> Path | None:
                 "a model id of the hub"
             )
         return dequantised(name)
+    return users_folder(name, "teacher", key)
+
+
+def users_folder(name: str, kind: str, key: str = "teacher.name") -> Path | None:
+    """Folder of the user's with a saved model; None for what can only be an id of the hub.
+
+    Args:
+        kind: of the assets for which the name may be misspelt.
+        key: the setting that has the name, for the error.
+
+    Raises:
+        UserError: a path that is not there, a misspelt asset.
+    """
     name = str(name)
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{key} {name!r} is a folder that does not exist: give one with a saved model")
     # Asking the hub takes up to a minute without a network: too long for a slip of the finger.
-    near = difflib.get_close_matches(
-        name, [asset.name for asset in ASSETS.values() if asset.kind == "teacher"], cutoff=0.8
-    )
+    near = difflib.get_close_matches(name, [asset.name for asset in ASSETS.values() if asset.kind == kind], cutoff=0.8)
     if near:
         raise UserError(f"{key} {name!r} is neither an asset nor a folder: did you mean {near[0]!r}?")
     return None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from asnn_goose.config import ClassifierExperiment, is_classifier_dump, load_classifier_dump
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.classifier_record import ClassifierResult, Score
-from asnn_goose.reporting.comparison import changed_experiment
+from asnn_goose.reporting.comparison import changed_experiment, contradictions
 from asnn_goose.reporting.record_base import read_result
 from asnn_goose.reporting.run_folder import read_config
 
@@ -49,18 +49,16 @@ def recorded_classifiers(reports_root: Path, version: str = "*") -> list[Classif
                 runs.append(_in_its_place(load_classifier_run(path.parent)))
         except UserError as error:
             _log.warning("%s (left out)", error)
-    outcomes: dict[str, set[tuple[Score, Score]]] = {}
-    for run in runs:
-        outcomes.setdefault(run.result.fingerprint, set()).add((run.result.student.validation, run.result.student.test))
-    for run in runs:
-        if len(outcomes[run.result.fingerprint]) > 1:
-            _log.warning(
-                "%s has the fingerprint %s, of which there is another outcome too (left out)",
-                run.folder,
-                run.result.fingerprint[:8],
-            )
-    whole = [run for run in runs if len(outcomes[run.result.fingerprint]) == 1]
+    contradicting = [run for same in contradictions(runs, _outcome) for run in same]
+    for run in contradicting:
+        told = "%s has the fingerprint %s, of which there is another outcome too (left out)"
+        _log.warning(told, run.folder, run.result.fingerprint[:8])
+    whole = [run for run in runs if run not in contradicting]
     return sorted(whole, key=lambda run: (run.result.started, run.result.run_id), reverse=True)
+
+
+def _outcome(run: ClassifierRun) -> tuple[Score, Score]:
+    return run.result.student.validation, run.result.student.test
 
 
 def _in_its_place(run: ClassifierRun) -> ClassifierRun:

@@ -1,17 +1,18 @@
 """Finished runs to compare with, and what the comparison allows one to say."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from asnn_goose.config.load import NOT_NUMBERS, AnyExperiment, delta, load_dump
 from asnn_goose.config.schema import SPIKING, Experiment
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.markdown import branches, integer, number, percent
 from asnn_goose.reporting.record import Result, load_result
+from asnn_goose.reporting.record_base import RunRecord
 from asnn_goose.reporting.run_folder import RECORDS, read_config
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,16 @@ EVALUATION = ("data.", "train.test_tokens", "student.tokenizer")
 NEURON = ("student.neuron.", "student.hidden_neuron.")
 ARITHMETIC = "train.precision"
 """Setting that the machine decides where it is "auto"."""
+
+
+class Recorded(Protocol):
+    """A run of any kind with its record."""
+
+    @property
+    def result(self) -> RunRecord: ...
+
+
+R = TypeVar("R", bound=Recorded)
 
 
 @dataclass(frozen=True)
@@ -146,12 +157,12 @@ def outcome(run: FinishedRun) -> tuple[float, ...]:
     return (float(result.seed), *measured)
 
 
-def contradictions(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
+def contradictions(runs: Iterable[R], numbers: Callable[[R], object]) -> list[list[R]]:
     """Runs that share a fingerprint, which promises equal numbers, and have different ones: group by group."""
-    alike: dict[str, list[FinishedRun]] = {}
+    alike: dict[str, list[R]] = {}
     for run in runs:
         alike.setdefault(run.result.fingerprint, []).append(run)
-    return [same for same in alike.values() if any(outcome(run) != outcome(same[0]) for run in same)]
+    return [same for same in alike.values() if any(numbers(run) != numbers(same[0]) for run in same)]
 
 
 def nearest_run(like: FinishedRun, candidates: list[FinishedRun]) -> FinishedRun | None:

@@ -15,6 +15,7 @@ from asnn_goose.reporting.comparison import (
     changed_settings,
     contradictions,
     load_run,
+    outcome,
 )
 from asnn_goose.reporting.drawing import Curve
 from asnn_goose.reporting.markdown import branches
@@ -197,7 +198,7 @@ def _without_contradictions(
     """The runs without those of one fingerprint and different results."""
     contradicting: set[Path] = set()
     every = sorted((run for several in runs.values() for run in several), key=lambda run: run.result.fingerprint)
-    for group in contradictions(every):
+    for group in contradictions(every, outcome):
         contradicting |= {run.folder for run in group}
         names, fingerprint = " and ".join(map(run_name, group)), group[0].result.fingerprint[:8]
         sentence = (

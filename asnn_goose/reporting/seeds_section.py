@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from asnn_goose.reporting.comparison import FinishedRun, changed_settings, contradictions
+from asnn_goose.reporting.comparison import FinishedRun, changed_settings, contradictions, outcome
 from asnn_goose.reporting.markdown import branches, integer, number, table
 from asnn_goose.reporting.seeds import (
     SeedGroup,
@@ -41,7 +41,7 @@ def section(runs: Iterable[FinishedRun], lineage: Mapping[str, list[FinishedRun]
     header = ["scale", "settings", "test tokens", "seeds", "test perplexity", "95 % interval"]
     lines = ["## Over seeds", "", *table(header, means), ""]
     text = ["Perplexities are geometric means over seeds; runs of other settings are not pooled."]
-    repeated = contradictions(sorted(runs, key=lambda run: (run.result.seed, run.result.started)))
+    repeated = contradictions(sorted(runs, key=lambda run: (run.result.seed, run.result.started)), outcome)
     text += [_repetition(same) for same in repeated]
     if any(labels):
         text.append("Settings are told where they differ from those of the scale's first row.")

@@ -10,7 +10,7 @@ from asnn_goose.config import Experiment, fingerprint, load_dump
 from asnn_goose.config.keys import flatten
 from asnn_goose.config.load import RESOLVED
 from asnn_goose.errors import UserError
-from asnn_goose.reporting.comparison import FinishedRun, finished_runs, outcome
+from asnn_goose.reporting.comparison import FinishedRun, contradictions, finished_runs, outcome
 from asnn_goose.reporting.metrics import read_metrics
 from asnn_goose.reporting.run_folder import RECORDS, RunFolder
 from asnn_goose.sweep.members import Member
@@ -74,16 +74,15 @@ def missing(members: Sequence[Member], places: Places) -> Missing:
     versions = dict.fromkeys(member.version for member in members)
     known = {version: finished(version, places) for version in versions}
     # Two versions may come to the same computation, as v10 and aa with a seed in common do.
-    alike: dict[str, list[FinishedRun]] = {}
-    for run in (run for groups in known.values() for runs in groups.values() for run in runs):
-        alike.setdefault(run.result.fingerprint, []).append(run)
+    every = [run for groups in known.values() for runs in groups.values() for run in runs]
+    contradictory = {same[0].result.fingerprint: same for same in contradictions(every, outcome)}
     found = Missing([], {}, [])
     for member in members:
         runs = known[member.version].get(asked_fingerprint(member.experiment), [])
         if not runs:
             found.members.append(member)
-        elif reason := _contradiction([other for run in runs for other in alike[run.result.fingerprint]]):
-            found.contradictory[member.name] = reason
+        elif same := next((contradictory[key] for run in runs if (key := run.result.fingerprint) in contradictory), ()):
+            found.contradictory[member.name] = _contradiction(same)
         if member.version not in found.unreported and any(_is_unreported(run, places) for run in runs):
             found.unreported.append(member.version)
     return found
@@ -96,16 +95,13 @@ def _is_unreported(run: FinishedRun, places: Places) -> bool:
     return not (run.folder / "report.md").exists() and all((run.folder / name).exists() for name in RECORDS)
 
 
-def _contradiction(runs: Sequence[FinishedRun]) -> str | None:
-    first: dict[str, FinishedRun] = {}
-    for run in runs:
-        other = first.setdefault(run.result.fingerprint, run)
-        if outcome(other) != outcome(run):
-            return (
-                f"{run.folder} and {other.folder} have one fingerprint, {run.result.fingerprint[:8]}, and different "
-                "results: remove the one that is not to count, in runs/ and in reports/"
-            )
-    return None
+def _contradiction(runs: Sequence[FinishedRun]) -> str:
+    """What is to be done about runs of one fingerprint and different results."""
+    one = next(run for run in runs if outcome(run) != outcome(runs[0]))
+    return (
+        f"{one.folder} and {runs[0].folder} have one fingerprint, {one.result.fingerprint[:8]}, and different "
+        "results: remove the one that is not to count, in runs/ and in reports/"
+    )
 
 
 def unfinished(member: Member, places: Places) -> Path | None:

@@ -158,10 +158,10 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
         engine.barrier()
         return seen
 
-    def judge(seen: Comparison | None) -> bool:
-        """Ask early stopping and the curriculum, with one answer for all processes; True: the weights are the best."""
+    def judge(seen: Comparison | None) -> None:
+        """Ask early stopping and the curriculum, with one answer for all processes."""
         if setting.stopper is None and stages is None:
-            return False
+            return
         val_ce = engine.sum(0.0 if seen is None else float(seen.student_nll_W.sum()) / seen.tokens)
         if not math.isfinite(val_ce):
             raise UserError(
@@ -171,12 +171,10 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
         if stages is not None and stages.observe(progress.step, val_ce):
             begin_stage()
         if setting.stopper is None:
-            return False
+            return
         progress.stopped = setting.stopper.observe(progress.step, val_ce)
-        best = setting.stopper.best_step == progress.step
-        if best and recorder.folder is not None:
+        if setting.stopper.best_step == progress.step and recorder.folder is not None:
             checkpoint.save_best(recorder.folder.checkpoints, module)
-        return best
 
     def begin_stage() -> None:
         if stages is not None and stages.config.restart_on_stage:
@@ -224,7 +222,7 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
             progress.train_seconds += seconds
             shown["tok/s"] = f"{tokens / seconds:.0f}"
             bar.update()
-            last, best = progress.step == total, False
+            last = progress.step == total
             if progress.step % config.log_every == 0 or last:
                 metrics |= {"tokens": progress.tokens, "tokens_per_second": tokens / seconds}
                 recorder.log(progress.step, metrics)
@@ -232,10 +230,11 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
                 _log.info(line(progress.step, total, metrics, shown, left))
             if progress.step % config.eval_every == 0 or last:
                 seen = look()
-                best = judge(seen)
+                judge(seen)
             bar.set_postfix(shown)
             # Every process must leave after the same step, or one would wait for the others for ever.
             stop = engine.sum(float(asked[0])) > 0
+            best = setting.stopper is not None and setting.stopper.best_step == progress.step
             # After the best weights too: a run that went on from before them need not come by the same again.
             if progress.step % config.checkpoint_every == 0 or last or best or stop or progress.stopped:
                 save()
