@@ -19,8 +19,6 @@ from typing import Literal
 from asnn_goose.cache import cache_root, is_whole, locked, replacing, seal
 from asnn_goose.errors import UserError
 
-__all__ = ["ASSETS", "Asset", "cache_root", "fetch", "fetch_asset"]
-
 logger = logging.getLogger(__name__)
 
 

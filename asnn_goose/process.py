@@ -11,21 +11,7 @@ def prepare_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    _keep_freed_memory()
     _wait_briefly()
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks: a step frees and takes gigabytes, and fresh pages cost a third of it."""
-    import ctypes
-
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:  # another C library has no such switch
-        return
-    mmap_threshold, trim_threshold = -3, -1
-    libc.mallopt(mmap_threshold, 2**30)
-    libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def _wait_briefly() -> None:

@@ -24,9 +24,7 @@ from benchmarks.measuring import medians, report, saved_bytes
 T, DECAY = 4, 0.5
 
 NORSE = """
-import json, statistics, sys, time, torch
-from norse.torch.functional.lif import LIFParameters
-from norse.torch.module.leaky_integrator import LI
+import json, statistics, time, torch
 import norse.torch as norse
 torch.set_num_threads(1)
 x = torch.randn(4, {elements}).requires_grad_()

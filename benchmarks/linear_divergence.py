@@ -83,12 +83,10 @@ def trl() -> Loss:
     return loss
 
 
-def liger(compiled: bool) -> Loss:
+def liger() -> Loss:
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss  # pyright: ignore[reportMissingImports]
 
-    fused = LigerFusedLinearJSDLoss(
-        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, temperature=T, compiled=compiled
-    )
+    fused = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, temperature=T, compiled=False)
 
     def loss(h, W, ht, Wt, targets, temperature):
         return T**2 * len(h) * fused(h, W, ht, Wt, targets)
@@ -105,7 +103,7 @@ FORMS: dict[str, Callable[[], Loss]] = {
     "full logits, reverse KL": lambda: full_logits(REVERSE),
     "asnn_goose, reverse KL": lambda: ours(REVERSE),
     "TRL": trl,
-    "Liger": lambda: liger(False),
+    "Liger": liger,
 }
 PEERS = ("TRL", "Liger")
 

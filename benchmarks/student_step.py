@@ -141,7 +141,7 @@ def main() -> None:
     rows.append(("whole step", *(seconds[f"whole step {when}"] * 1e3 for when in FORMS)))
     for when in FORMS:
         shares[when] = (seconds[f"lif_rate {when}"] + seconds[f"wkv7 {when}"]) * 1e3 / students[when]
-    tokens = int(batch.input_ids.numel())
+    tokens = batch.input_ids.numel()
     title = (
         f"one step of v11_1 on {tokens} tokens, {setting.teacher.dtype} teacher, {setting.engine.precision} products"
     )

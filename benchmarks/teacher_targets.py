@@ -62,7 +62,7 @@ def main() -> None:
     rows = [
         (
             targets,
-            f"{version}",
+            version,
             seconds[f"teacher, {targets}"] * 1e3,
             seconds[f"step, {targets}"] * 1e3,
             round(tokens / seconds[f"step, {targets}"]),

@@ -61,7 +61,9 @@ class TemperatureConfig(Settings):
                 raise ValueError(f"{key} ({value}) must lie strictly between low ({self.low}) and high ({self.high})")
         if start is not None and not start > 0:
             raise ValueError(f"ramp.start ({start}) must be above 0")
-        if start is not None and (self.anchor is not None or self.mode == "minimised"):
+        if start is not None and self.mode == "minimised":
+            raise ValueError("mode minimised has no ramp: set ramp to null, or mode to fixed or learned")
+        if start is not None and self.anchor is not None:
             raise ValueError("the anchor follows a ramp of a learned temperature: leave out anchor, or ramp")
         if self.scope != "global" and self.mode != "learned":
             raise ValueError(f"scope {self.scope} is of a learned temperature: set mode to learned, or scope to global")

@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
@@ -40,7 +40,15 @@ class Key:
 
 def keys(model: type[BaseModel] = Experiment, prefix: str = "") -> dict[str, Key]:
     """All leaves of the schema by dotted key, those of branches that may be null among them."""
-    return {key.path: key for key in _walk(model, prefix)}
+    found: dict[str, Key] = {}
+    for name, field in model.model_fields.items():
+        annotation, path = field.annotation, prefix + name
+        if branch := next(filter(_is_model, _parts(annotation)), None):
+            found |= keys(branch, f"{path}.")
+        else:
+            ranged = Annotated[annotation, *field.metadata] if field.metadata else annotation
+            found[path] = Key(path, ranged, " ".join((field.description or "").split()))
+    return found
 
 
 def branches(model: type[BaseModel] = Experiment, prefix: str = "") -> dict[str, str]:
@@ -58,16 +66,6 @@ def branches(model: type[BaseModel] = Experiment, prefix: str = "") -> dict[str,
 def groups(model: type[BaseModel] = Experiment) -> tuple[str, ...]:
     """Names of the groups of an experiment that have files of their own: those that every experiment has to name."""
     return tuple(name for name, f in model.model_fields.items() if f.is_required() and _is_model(f.annotation))
-
-
-def _walk(model: type[BaseModel], prefix: str) -> Iterator[Key]:
-    for name, field in model.model_fields.items():
-        annotation, path = field.annotation, prefix + name
-        if branch := next(filter(_is_model, _parts(annotation)), None):
-            yield from _walk(branch, f"{path}.")
-        else:
-            ranged = Annotated[annotation, *field.metadata] if field.metadata else annotation
-            yield Key(path, ranged, " ".join((field.description or "").split()))
 
 
 def _is_model(annotation: Any) -> TypeGuard[type[BaseModel]]:

@@ -252,8 +252,8 @@ class Experiment(Settings):
         term = self.distillation.losses.cka
         if term is not None:
             tokens, least = self.train.batch_size * (self.data.window - 1 - term.skip_first), 4 if term.debiased else 2
-            size = max(1, ceil(tokens / term.parts))
-            if tokens and min(size, tokens - size * (ceil(tokens / size) - 1)) < least:
+            size = ceil(tokens / term.parts)
+            if tokens and (tokens - 1) % size + 1 < least:
                 raise ValueError(
                     f"distillation.losses.cka.parts {term.parts} cuts the {tokens} states of a micro-batch into pieces "
                     f"of {size}, the last of which has fewer than {least} tokens: lower it, or raise train.batch_size "

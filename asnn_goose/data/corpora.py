@@ -1,12 +1,11 @@
 """Text of an asset, a folder or the hub as documents: near-duplicates dropped, splits fixed by each document's hash."""
 
 import csv
-import difflib
 import hashlib
 import io
 import logging
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from asnn_goose.assets import ASSETS, did_you_mean, fetch
 from asnn_goose.config.schema import DataConfig
 from asnn_goose.data.hub import load_from_hub
 from asnn_goose.data.near_duplicates import keep_first_of_near_duplicates
-from asnn_goose.data.text_files import decoded, json_objects
+from asnn_goose.data.text_files import decoded, is_encodable, json_objects, missing_field
 from asnn_goose.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -144,7 +143,10 @@ def _from_files(folder: Path, text_field: str) -> Iterator[str]:
             yield decoded(path)
         elif kind == ".jsonl":
             for number, record in json_objects(path, f"one object with {text_field!r}"):
-                yield _text(record, text_field, f"{path}, line {number}")
+                where = f"{path}, line {number}"
+                if text_field not in record:
+                    raise missing_field(where, text_field, "data.text_field", record)
+                yield _text(record[text_field], text_field, where)
         else:
             yield from _parquet(path, text_field)
 
@@ -156,12 +158,11 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            batches = file.iter_batches(columns=[text_field]) if text_field in names else ()
-            if not batches:
-                raise _missing_field(str(path), text_field, names)
-            for batch in batches:
+            if text_field not in names:
+                raise missing_field(str(path), text_field, "data.text_field", names)
+            for batch in file.iter_batches(columns=[text_field]):
                 for value in batch.column(0).to_pylist():
-                    yield _text({text_field: value}, text_field, str(path))
+                    yield _text(value, text_field, str(path))
     # A flipped bit shows as any of these, by where it lies: in the schema, the compression or the text.
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
@@ -174,39 +175,17 @@ def _from_hub(name: str, text_field: str) -> tuple[str, str, Iterable[str]]:
     parts = [loaded["train"]] if "train" in loaded else [loaded[split] for split in sorted(loaded)]
     for part in parts:
         if text_field not in part.column_names:
-            raise _missing_field(f"the data set {name}", text_field, part.column_names)
+            raise missing_field(f"the data set {name}", text_field, "data.text_field", part.column_names)
     licence = parts[0].info.license or "as the data set's page says"
     values = (value for part in parts for value in part[text_field])
-    return name, licence, (_text({text_field: value}, text_field, name) for value in values)
+    return name, licence, (_text(value, text_field, name) for value in values)
 
 
-def _text(record: Mapping[str, Any], field: str, where: str) -> str:
-    """The record's text; null counts as empty."""
-    if field not in record:
-        raise _missing_field(where, field, record)
-    text = record[field]
+def _text(text: Any, field: str, where: str) -> str:
+    """A field's text; null counts as empty."""
     if text is not None and not isinstance(text, str):
         kind = type(text).__name__
         raise UserError(f"{where} has a {kind} in field {field!r}: set data.text_field to a field that holds text")
     if text and not is_encodable(text):
         raise UserError(f"{where} has half a surrogate pair in field {field!r}: mend or drop the record")
     return text or ""
-
-
-def is_encodable(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _missing_field(where: str, field: str, known: Iterable[str]) -> UserError:
-    known = list(known)
-    near = difflib.get_close_matches(field, known, n=1) or known
-    return UserError(
-        f"{where} has no field {field!r}: set data.text_field to {' or '.join(map(repr, near))}"
-        if known
-        else f"{where} has no fields at all: give records with a field {field!r}"
-    )

@@ -47,7 +47,7 @@ class CurriculumWindows(Iterator[Batch]):
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not below world_size {world_size}")
         self.order = list(order)
-        self._tokens_WL = shard.tokens[: len(shard.tokens) // window * window].reshape(-1, window)
+        self._tokens_WL = shard.windows(window)
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._epoch = lru_cache(maxsize=4)(lambda stage, epoch: arrange(self.order, stage, epoch))
         self.stage = 0
@@ -67,7 +67,7 @@ class CurriculumWindows(Iterator[Batch]):
         first = self._read[self.stage] + self._rank * self._batch_size
         rows = [self._window_at(i) for i in range(first, first + self._batch_size)]
         self._read[self.stage] += self._world_size * self._batch_size
-        input_ids = torch.from_numpy(self._tokens_WL[rows].astype(np.int64))
+        input_ids = self.tokens(rows)
         return Batch(input_ids, torch.ones_like(input_ids, dtype=torch.bool), torch.tensor(rows))
 
     def seen(self) -> list[int]:

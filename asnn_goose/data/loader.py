@@ -52,7 +52,7 @@ class TrainingWindows(Iterator[Batch]):
                 f"the training text has {len(shard.tokens)} tokens, less than one window of {window}: "
                 "lower data.window or give more text"
             )
-        self._tokens_WL = shard.tokens[: self.windows * window].reshape(self.windows, window)
+        self._tokens_WL = shard.windows(window)
         self._batch_size, self._seed, self._rank, self._world_size = batch_size, seed, rank, world_size
         self._epoch, self._index = 0, 0
 

@@ -2,7 +2,6 @@
 
 import bz2
 import csv
-import difflib
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,9 +10,8 @@ from typing import Any, NamedTuple
 
 from asnn_goose.assets import ASSETS, did_you_mean, fetch
 from asnn_goose.config.task import TaskConfig
-from asnn_goose.data.corpora import is_encodable
 from asnn_goose.data.hub import load_from_hub
-from asnn_goose.data.text_files import decoded, json_objects
+from asnn_goose.data.text_files import decoded, is_encodable, json_objects, missing_field
 from asnn_goose.errors import UserError
 
 FILE_TYPES = (".csv", ".tsv", ".jsonl")
@@ -98,9 +96,7 @@ def _record(values: Mapping[Any, Any], config: TaskConfig, where: str) -> Record
 def _field(values: Mapping[Any, Any], field: str, key: str, where: str) -> Any:
     if field in values:
         return values[field]
-    known = [name for name in values if isinstance(name, str)]
-    near = difflib.get_close_matches(field, known, n=1) or known
-    raise UserError(f"{where} has no field {field!r}: set task.{key} to {' or '.join(map(repr, near))}")
+    raise missing_field(where, field, f"task.{key}", (name for name in values if isinstance(name, str)))
 
 
 def _from_asset(name: str) -> Source:

@@ -1,7 +1,8 @@
-"""Text of the user's own files, and the JSON objects in it."""
+"""Text of the user's own files, the JSON objects in it, and what may be wrong with a record."""
 
+import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,23 @@ def json_objects(path: Path, wanted: str = "one object") -> Iterator[tuple[int, 
             if not isinstance(record, dict):
                 raise UserError(f"{path}, line {number} is no JSON object: write {wanted} a line")
             yield number, record
+
+
+def missing_field(where: str, field: str, key: str, known: Iterable[str]) -> UserError:
+    """The error of a record or table at ``where`` that lacks ``field``, which the configuration's ``key`` names."""
+    known = list(known)
+    near = difflib.get_close_matches(field, known, n=1) or known
+    return UserError(
+        f"{where} has no field {field!r}: set {key} to {' or '.join(map(repr, near))}"
+        if known
+        else f"{where} has no fields at all: give records with a field {field!r}"
+    )
+
+
+def is_encodable(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

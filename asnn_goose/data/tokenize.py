@@ -43,6 +43,15 @@ class TokenShard:
     """uint16 [N], memory-mapped: UTF-8 bytes of text that each token covers, 0 for end-of-text; a document's add up to
     its text's."""
 
+    @property
+    def starts_digest(self) -> str:
+        """Hexadecimal sha256 of ``starts``, which tells apart the splits of one text: they share its key."""
+        return hashlib.sha256(np.ascontiguousarray(self.starts).tobytes()).hexdigest()
+
+    def windows(self, window: int) -> np.ndarray:
+        """[W, L]: row w holds tokens [w L, (w + 1) L), L = ``window``; a shorter rest is left out."""
+        return self.tokens[: len(self.tokens) // window * window].reshape(-1, window)
+
 
 def tokenise(
     corpus: Corpus, splits: Mapping[str, Sequence[Document]], tokenizer: "PreTrainedTokenizerBase", folder: Path

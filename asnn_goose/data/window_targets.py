@@ -83,12 +83,10 @@ class WindowTargets:
         final, layers, k: which quantities: states behind the final norm, residual stream behind these blocks
             (0: embedding), the k best tokens with the tail.
         """
-        # The splits of a text share the shard's key; where their documents begin tells them apart.
-        starts = hashlib.sha256(np.ascontiguousarray(shard.starts).tobytes()).hexdigest()
-        parts = [FORMAT, teacher_fingerprint, dtype, vocab_size, shard.key, starts, window]
+        parts = [FORMAT, teacher_fingerprint, dtype, vocab_size, shard.key, shard.starts_digest, window]
         self.folder = cache_root() / "targets" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         self.window, self.vocab_size, self.k = window, vocab_size, k
-        self._tokens_WL = shard.tokens[: len(shard.tokens) // window * window].reshape(-1, window)
+        self._tokens_WL = shard.windows(window)
         states = Width(hidden_size, torch.bfloat16)
         widths = {"final": states} if final else {}
         widths |= {layer_name(layer): states for layer in layers}

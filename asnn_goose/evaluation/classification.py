@@ -1,6 +1,6 @@
 """How well classes are predicted: accuracy, macro-F1, their bootstrap intervals, and the confusion matrix.
 
-Shapes: N texts, C classes, R resamples, ... any.
+Shapes: N texts, C classes, ... any.
 """
 
 from collections.abc import Callable

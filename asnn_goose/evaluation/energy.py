@@ -27,6 +27,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+from asnn_goose.config.schema import SPIKING
 from asnn_goose.evaluation.firing import SiteFiring, projections
 from asnn_goose.models import GooseConfig, GooseForCausalLM, GooseForSequenceClassification, Teacher
 from asnn_goose.models.spiking import SpikingLinear
@@ -160,7 +161,7 @@ def neuron_operations(linear: SpikingLinear, site: SiteFiring) -> Operations:
     """
     settings, C, steps = linear.neuron.settings, site.channels, site.steps
     additions, multiplications = (C, C + site.outputs) if site.gain_varies else (0, 0)
-    if linear.neuron.kind not in ("dense", "quantised"):
+    if linear.neuron.kind in SPIKING:
         leaks = settings["decay"] < 1.0 or settings["learn_decay"] != "fixed"
         multiplications += steps * C if leaks else 0
         radix = linear.neuron.kind == "radix"
@@ -197,12 +198,10 @@ def teacher_operations(teacher: Teacher, context: int) -> dict[str, Operations]:
     softmax's divisions; 1 / sqrt(D) is part of the query matrix. norms_and_gates: norms, activations, gates, rotary
     products and whatever else torch multiplies for one token. embedding: a row is read, and nothing computed.
     """
-    apart = _tables(teacher.model) | _head(teacher.model)
-    matrices = sum(p.numel() for p in teacher.model.parameters() if p.ndim == 2 and id(p) not in apart)
     query_width, _ = _attention_widths(teacher)
     divisions = teacher.num_layers * context * teacher.model.config.num_attention_heads
     return {
-        "mixer_matrices": Operations(macs=float(matrices)),
+        "mixer_matrices": Operations(macs=float(_mixer_weights(teacher.model))),
         "attention": Operations(
             macs=float(teacher.num_layers * 2 * context * query_width), multiplications=float(divisions)
         ),
@@ -262,12 +261,11 @@ def student_traffic(student: GooseForCausalLM, bytes_per_weight: int = 2) -> dic
 
 def teacher_traffic(teacher: Teacher, context: int, bytes_per_weight: int = 2) -> dict[str, float]:
     """The same for the teacher; attention reads the keys and values of ``context`` tokens."""
-    apart = _tables(teacher.model) | _head(teacher.model)
     _, key_width = _attention_widths(teacher)
     numbers = {
-        "mixer_matrices": sum(p.numel() for p in teacher.model.parameters() if p.ndim == 2 and id(p) not in apart),
+        "mixer_matrices": _mixer_weights(teacher.model),
         "embedding": _rows(teacher.model),
-        "head": sum(p.numel() for p in teacher.model.parameters() if id(p) in _head(teacher.model)),
+        "head": _weights(teacher.model.get_output_embeddings()),
     }
     numbers["norms_and_gates"] = _weights_read(teacher.model) - sum(numbers.values())
     numbers["attention"] = 2 * teacher.num_layers * context * key_width
@@ -300,6 +298,12 @@ def _head(model: PreTrainedModel) -> set[int]:
     head = model.get_output_embeddings()
     assert head is not None, "a causal language model has a head"
     return {id(p) for p in head.parameters()}
+
+
+def _mixer_weights(model: PreTrainedModel) -> int:
+    """Numbers in matrices that are neither a table nor the head."""
+    apart = _tables(model) | _head(model)
+    return sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in apart)
 
 
 def _weights_read(model: PreTrainedModel) -> int:

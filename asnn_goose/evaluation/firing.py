@@ -51,7 +51,9 @@ class SiteFiring:
     steps: int
     """Micro-steps per token; 1 for a dense neuron."""
     threshold: float
+    """theta, mean over channels, in units of the scaled current."""
     decay: float
+    """beta, mean over channels."""
     tokens: int
     """Tokens seen, padding among them."""
     spikes: int

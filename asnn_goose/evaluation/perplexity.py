@@ -118,7 +118,7 @@ def compare(
         student_BLE = student_states(ids)
         window_N = mask.nonzero()[:, 0]
         targets_N = ids[:, 1:][mask]
-        per_window = torch.zeros(3, ids.shape[0], dtype=torch.float64, device=device)
+        per_window = torch.zeros(2, ids.shape[0], dtype=torch.float64, device=device)
         rows = zip(
             student_BLE[:, :-1][mask].split(ROWS),
             teacher_BLE.to(device)[:, :-1][mask].split(ROWS),
@@ -130,14 +130,13 @@ def compare(
             log_q_NV, log_p_NV = _log_softmax(student_NE, student_head_VE), _log_softmax(teacher_NE, teacher_head_VE)
             for row, log_NV in enumerate((log_q_NV, log_p_NV)):
                 per_window[row].index_add_(0, window, -log_NV.gather(1, target_N[:, None])[:, 0].double())
-            per_window[2].index_add_(0, window, torch.ones_like(target_N, dtype=torch.float64))
             kl += F.kl_div(log_q_NV, log_p_NV, reduction="sum", log_target=True).item()
             first_q, first_p = log_q_NV.argmax(-1), log_p_NV.argmax(-1)
             right_q, right_p = first_q == target_N, first_p == target_N
             counts += torch.stack([(first_q == first_p).sum(), right_p.sum(), (right_q & right_p).sum()]).cpu()
         student_W.append(per_window[0].cpu())
         teacher_W.append(per_window[1].cpu())
-        tokens_W.append(per_window[2].cpu())
+        tokens_W.append(mask.sum(1).cpu())
     if not sum(tokens_B.sum().item() for tokens_B in tokens_W):
         raise ValueError("no token is predicted: give windows with two or more tokens that the mask counts")
     return Comparison(

@@ -23,10 +23,6 @@ class Backend:
     """Device types; None: every one."""
     dtypes: tuple[torch.dtype, ...] = FLOATS
     """Of the input."""
-    gradient: bool = True
-    """Whether it can be trained through."""
-    state: bool = True
-    """Whether it takes a state to start from."""
     package: str | None = None
     """What it needs beside torch, by the name it is imported under."""
     unless: Callable[..., str | None] = lambda **options: None
@@ -34,17 +30,13 @@ class Backend:
     automatic: bool = True
     """Whether backend auto may choose it."""
 
-    def obstacle(self, device: torch.device, dtype: torch.dtype, gradient: bool, state: bool, options) -> str | None:
+    def obstacle(self, device: torch.device, dtype: torch.dtype, options) -> str | None:
         """Why it cannot run, as the end of a sentence; None if it can."""
         if self.devices is not None and device.type not in self.devices:
             return f"runs on {' and '.join(self.devices)}, not on {device}"
         if dtype not in self.dtypes:
             known = ", ".join(str(known).removeprefix("torch.") for known in self.dtypes)
             return f"takes {known}, not {str(dtype).removeprefix('torch.')}"
-        if gradient and not self.gradient:
-            return "has no gradient"
-        if state and not self.state:
-            return "starts from a state of 0 only"
         if self.package is not None and find_spec(self.package) is None:
             return f"needs the package {self.package}, which is not installed"
         return self.unless(**options)
@@ -63,8 +55,6 @@ def choose(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    gradient: bool = False,
-    state: bool = False,
     **options,
 ) -> str:
     """The backend to run: the requested one, or for auto the first that can.
@@ -74,22 +64,20 @@ def choose(
         backends: best first.
         requested: auto or a backend's name.
         device, dtype: of the input.
-        gradient: whether a gradient is wanted.
-        state: whether a state to start from is given.
         options: the operation's own, for ``Backend.unless``.
 
     Raises:
         ValueError: an unknown name, or a named backend that cannot run, with the reason.
     """
     if requested == "auto":
-        fitting = (b for b in backends if b.automatic and b.obstacle(device, dtype, gradient, state, options) is None)
+        fitting = (b for b in backends if b.automatic and b.obstacle(device, dtype, options) is None)
         chosen = next(fitting, None)
         if chosen is None:
             raise ValueError(f"no {op} backend takes {dtype} on {device}")
         return chosen.name
     for backend in backends:
         if backend.name == requested:
-            obstacle = backend.obstacle(device, dtype, gradient, state, options)
+            obstacle = backend.obstacle(device, dtype, options)
             if obstacle is not None:
                 raise ValueError(f"{op} backend {requested} {obstacle}; backend auto picks one that can run")
             return requested

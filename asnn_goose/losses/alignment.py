@@ -23,10 +23,8 @@ SILENT = 1e-12
 def token_mask(mask_BL: Tensor, skip_first: bool = False) -> Tensor:
     """The padding mask, with each window's first token left out where ``skip_first``: its state is an outlier that
     carries no text, and in most language models dwarfs the others."""
-    if not skip_first:
-        return mask_BL
-    first_BL = mask_BL.bool().cumsum(-1) == 1
-    return mask_BL.bool() & ~first_BL
+    mask_BL = mask_BL.bool()
+    return mask_BL & (mask_BL.cumsum(-1) > 1) if skip_first else mask_BL
 
 
 def standardised(x: Tensor) -> Tensor:

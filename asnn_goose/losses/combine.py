@@ -1,5 +1,6 @@
-"""The objective: a weighted sum of named terms, each logged raw and weighted."""
+"""The objective: a weighted sum of named terms."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -15,7 +16,7 @@ def combine(sums: Mapping[str, Tensor], weights: Mapping[str, float], count: flo
         count: global token count of the optimiser step (at least 1 is used, so that an empty step gives 0).
 
     Returns:
-        The scalar to differentiate, and ``loss_<name>_raw``, ``loss_<name>_weighted`` and ``loss_total`` as numbers.
+        The scalar to differentiate, and each ``loss_<name>_raw``, sums_n / count, as a number.
 
     Raises:
         KeyError: a configured term is missing from the step, or one that is not configured came.
@@ -28,10 +29,9 @@ def combine(sums: Mapping[str, Tensor], weights: Mapping[str, float], count: flo
     metrics = {}
     for name, weight in weights.items():
         raw = sums[name] / count
-        if not bool(torch.isfinite(raw)):
-            raise FloatingPointError(f"loss term {name} is {raw.item()}: lower train.lr, or look at the batch")
+        value = raw.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"loss term {name} is {value}: lower train.lr, or look at the batch")
         total = total.to(raw.device) + weight * raw
-        metrics[f"loss_{name}_raw"] = raw.item()
-        metrics[f"loss_{name}_weighted"] = weight * raw.item()
-    metrics["loss_total"] = total.item()
+        metrics[f"loss_{name}_raw"] = value
     return total, metrics

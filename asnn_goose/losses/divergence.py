@@ -16,10 +16,12 @@ from asnn_goose.kernels.precision import floating, wide_dtype
 def token_mean(formula: Callable[..., Tensor], *per_token: Tensor, mask: Tensor | None) -> Tensor:
     """sum(m * value) / max(1, sum(m)) over tokens; masked tokens are dropped before the formula sees them.
 
+    All of ``per_token`` share the leading axes of the first, [..., C], which become one; the mask has just these.
     Dropping instead of multiplying keeps whatever a masked position holds, NaN included, out of value and gradient. An
     empty mask gives 0 with a graph.
     """
-    flat = [x.reshape(-1, x.shape[-1]) if x.is_floating_point() else x.flatten() for x in per_token]
+    leading = per_token[0].ndim - 1
+    flat = [x.reshape(-1, *x.shape[leading:]) for x in per_token]
     if mask is not None:
         keep = mask.flatten().bool()
         flat = [x[keep] for x in flat]

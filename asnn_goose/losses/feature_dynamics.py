@@ -24,12 +24,6 @@ from asnn_goose.losses.tiles import tiled_sum
 Readout = Callable[[Tensor], Tensor]
 
 
-def detached_readout(norm: Callable[[Tensor], Tensor], head_weight_VD: Tensor) -> Readout:
-    """States [N, D] -> logits [N, V], with a head that this loss cannot train through shallow layers."""
-    weight = head_weight_VD.detach()
-    return lambda states: torch.nn.functional.linear(norm(states).to(weight.dtype), weight)
-
-
 def dynamics_rows(student_NV: Sequence[Tensor], teacher_NV: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """(trajectory [N], derivative [N]) from the logits of each chosen layer; one that changes nothing has cosine 0."""
     y_s, y_t = ([torch.log_softmax(widened(x), -1) for x in logits] for logits in (student_NV, teacher_NV))
@@ -52,7 +46,8 @@ def feature_dynamics(
 
     Args:
         student_states, teacher_states: the selected layers' states [..., D], in order, the same number of each.
-        student_readout, teacher_readout: states -> logits over one vocabulary; see :func:`detached_readout`.
+        student_readout, teacher_readout: states -> logits over one vocabulary. The student's head must
+            be a constant here: one that a shallow layer could train would learn to read shallow layers.
         mask: [...], true where a token counts.
 
     Raises:

@@ -110,11 +110,8 @@ def random_sampling_ce(
     student_logits, weights = floating(student_logits), floating(weights)
     wide = wide_dtype(student_logits.dtype)
 
-    def formula(student_NV: Tensor, weights_NK: Tensor, ids_NK: Tensor) -> Tensor:
+    def formula(student_NV: Tensor, ids_NK: Tensor, weights_NK: Tensor) -> Tensor:
         log_q = torch.log_softmax(student_NV.to(wide) / temperature, -1)
         return -(weights_NK * log_q.gather(-1, ids_NK)).sum(-1)
 
-    flat_ids = ids.reshape(-1, ids.shape[-1])
-    if mask is not None:
-        flat_ids = flat_ids[mask.flatten().bool()]
-    return token_mean(lambda s, w: formula(s, w, flat_ids), student_logits, weights, mask=mask)
+    return token_mean(formula, student_logits, ids, weights, mask=mask)

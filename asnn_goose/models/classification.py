@@ -169,7 +169,7 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
         """
         input_ids = required_ids(input_ids, others)
         mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        h_BLC, v_first = self._embedded(input_ids), None
+        h_BLC, v_first = self.model.embedded(input_ids), None
         hidden, logits, pooled = [h_BLC], [], []
         for layer in range(1, self.config.num_hidden_layers + 1):
             h_BLC, v_first = self._block(layer, h_BLC, mask_BL, v_first)
@@ -194,7 +194,7 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
         Texts that have left cost no further block. The deepest classifier answers for those that nobody was sure of.
         """
         mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        h_BLC, v_first = self._embedded(input_ids), None
+        h_BLC, v_first = self.model.embedded(input_ids), None
         logits_BV = h_BLC.new_zeros(len(input_ids), self.num_labels)
         depth_B = torch.full((len(input_ids),), self.config.num_hidden_layers, device=input_ids.device)
         left = torch.arange(len(input_ids), device=input_ids.device)
@@ -216,10 +216,6 @@ class GooseForSequenceClassification(GoosePreTrainedModel):
     def places(self) -> dict[int, int]:
         """Block, counted from 1 -> number of the classifier behind it."""
         return {layer: place for place, layer in enumerate([*self.config.exits, self.config.num_hidden_layers])}
-
-    def _embedded(self, input_ids: Tensor) -> Tensor:
-        h_BLC = self.model.embedding_norm(self.model.embeddings(input_ids))
-        return h_BLC if self.model.widen is None else self.model.widen(h_BLC).to(h_BLC.dtype)
 
     def _block(self, layer: int, h_BLC: Tensor, mask_BL: Tensor, v_first: Tensor | None) -> tuple[Tensor, Any]:
         """The stream behind a block, and the first block's values; those of the backward reading follow the others'."""

@@ -161,6 +161,11 @@ class GooseModel(GoosePreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.embeddings = value
 
+    def embedded(self, input_ids: Tensor) -> Tensor:
+        """Token ids [B, L] -> the stream [B, L, C] that goes into the first block."""
+        h_BLE = self.embedding_norm(self.embeddings(input_ids))
+        return h_BLE if self.widen is None else self.widen(h_BLE).to(h_BLE.dtype)
+
     @can_return_tuple
     def forward(
         self,
@@ -173,9 +178,7 @@ class GooseModel(GoosePreTrainedModel):
         input_ids = required_ids(input_ids, others)
         if state is not None:
             _check_state(state, input_ids, attention_mask)
-        h_BLC = self.embedding_norm(self.embeddings(input_ids))
-        if self.widen is not None:
-            h_BLC = self.widen(h_BLC).to(h_BLC.dtype)
+        h_BLC = self.embedded(input_ids)
         keep_BL1 = None
         if attention_mask is not None:
             keep_BL1 = attention_mask[:, -input_ids.shape[1] :, None].to(h_BLC.dtype)

@@ -108,7 +108,7 @@ def read_causal_lm(name: str, source: str, dtype: torch.dtype) -> "tuple[PreTrai
             f"its cache ({reason}): check the name and the connection, or use smollm2"
         ) from error
     # Transformers fills what is missing with random numbers and tells no more than a warning.
-    absent = [*sorted(report["missing_keys"]), *sorted(str(entry) for entry in report["mismatched_keys"])]
+    absent = sorted(report["missing_keys"])
     if absent:
         raise UserError(
             f"{name!r} lacks {len(absent)} weights of a {type(model).__name__} (first: {absent[0]}): use a model that "

@@ -97,6 +97,7 @@ class Teacher:
     @torch.no_grad()
     def states(self, input_ids: Tensor) -> Tensor:
         """The last states [B, L, E], behind the final norm: logits_BLV = states @ head_VE.T, without making them."""
+        self._require_eval()
         return self._stack(input_ids, use_cache=False).last_hidden_state
 
     @torch.no_grad()
@@ -113,14 +114,31 @@ class Teacher:
 
     @cached_property
     def head_VE(self) -> Tensor:
-        """Output projection in the teacher's dtype, without padding rows; see :attr:`head_weight_VE` for its errors."""
-        return self.head_weight_VE.to(self.dtype)
+        """Output projection in the teacher's dtype, without padding rows: logits_BLV = states_BLE @ head_VE.T.
+
+        Raises:
+            UserError: the head has a bias, or the logits are scaled or capped afterwards.
+        """
+        weight = self._embedding("output")
+        ids_BL = torch.arange(4, device=weight.device)[None] % self.vocab_size
+        with torch.no_grad():
+            product_BLV = F.linear(self.states(ids_BL), weight)[..., : self.vocab_size]
+        # The same product in the same dtype; the tolerance is two steps of bfloat16.
+        if not torch.allclose(product_BLV.float(), self(ids_BL).logits_BLV.float(), rtol=2**-7, atol=1e-4):
+            raise UserError(
+                f"teacher {self.name!r} ({type(self.model).__name__}) has no plain head (its logits get a bias, a scale"
+                " or a cap), and the losses start from its last states: choose a teacher with one"
+            )
+        return weight[: self.vocab_size].to(self.dtype)
+
+    def _require_eval(self) -> None:
+        if self.model.training:
+            raise RuntimeError(f"teacher {self.name!r} was put in train mode: its dropout would change the targets")
 
     @contextmanager
     def _capturing(self, layers: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
         """Within it a pass fills the mapping with the residual stream at each of the layers."""
-        if self.model.training:
-            raise RuntimeError(f"teacher {self.name!r} was put in train mode: its dropout would change the targets")
+        self._require_eval()
         for layer in layers:
             if not 0 <= layer <= self.num_layers:
                 raise UserError(
@@ -136,22 +154,8 @@ class Teacher:
 
     @property
     def head_weight_VE(self) -> Tensor:
-        """Output projection, a float32 copy: logits_BLV = states_BLE @ head_weight_VE.T.
-
-        Raises:
-            UserError: the head has a bias, or the logits are scaled or capped afterwards.
-        """
-        weight = self._embedding("output")
-        ids_BL = torch.arange(4, device=weight.device)[None] % self.vocab_size
-        with torch.no_grad():
-            product_BLV = F.linear(self.states(ids_BL), weight)[..., : self.vocab_size]
-        # The same product in the same dtype; the tolerance is two steps of bfloat16.
-        if not torch.allclose(product_BLV.float(), self(ids_BL).logits_BLV.float(), rtol=2**-7, atol=1e-4):
-            raise UserError(
-                f"teacher {self.name!r} ({type(self.model).__name__}) has no plain head (its logits get a bias, a scale"
-                " or a cap), and the losses start from its last states: choose a teacher with one"
-            )
-        return weight[: self.vocab_size].float().clone()
+        """:attr:`head_VE` as a float32 copy."""
+        return self.head_VE.to(torch.float32, copy=True)
 
     @property
     def final_norm_kind(self) -> Literal["rms", "layer"]:

@@ -39,8 +39,8 @@ def write_roadmap(
     """Write roadmap.md, its figures and index.html from the runs of one scale; the same files give the same bytes.
 
     Args:
-        reports_root: ``reports/``, with ``<version>/<run_id>/{result.json,config.yaml,metrics.jsonl}``; without the
-            last, a run counts and has no curve.
+        reports_root: ``reports/``, with ``<version>/<run_id>/{result.json,config.yaml,metrics.jsonl,provenance.json}``;
+            without metrics, a run counts and has no curve; without provenance, its commit is not known.
         scale: name of the train group.
         versions: in the order of the table, which puts the controls first. One without runs is listed as not run.
         asked: version -> its configuration, as :func:`read_ladder` takes it.

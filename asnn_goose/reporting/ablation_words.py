@@ -7,7 +7,7 @@ from asnn_goose.errors import UserError
 from asnn_goose.reporting.comparison import FinishedRun
 from asnn_goose.reporting.effects import ALPHA, Effect, Summary, changes_nothing
 from asnn_goose.reporting.ladder import Ladder
-from asnn_goose.reporting.markdown import counted, duration, integer, number, quantity
+from asnn_goose.reporting.markdown import counted, duration, enumeration, integer, number, quantity
 from asnn_goose.reporting.run_folder import load_provenance
 from asnn_goose.reporting.seeds import interval_words, pair_key, pairs_of
 
@@ -25,7 +25,7 @@ def opening(ladder: Ladder, found: Sequence[Effect]) -> str:
     early = [effect.rung.version for effect in found if _only_by_itself(effect)]
     if early:
         sentences.append(
-            f"Taken alone, the interval{'s' * (len(early) > 1)} of {_enumeration(early)} would leave out 1; among "
+            f"Taken alone, the interval{'s' * (len(early) > 1)} of {enumeration(early)} would leave out 1; among "
             f"{judged} comparisons that is not enough."
         )
     measured = [(effect.summary, effect.rung.version) for effect in changes if effect.summary is not None]
@@ -104,7 +104,7 @@ def _clean_commit(run: FinishedRun) -> str | None:
     """Commit that a run's code was at; None where it differed from that, or is not known."""
     try:
         origin = load_provenance(run.folder)
-    except (UserError, OSError):
+    except UserError:
         return None
     return None if origin.dirty else origin.commit
 
@@ -209,12 +209,12 @@ def _verdict_sentence(changes: Sequence[Effect], controls: bool) -> str:
         "one seed": ("rests on one seed", "rest on one seed each"),
     }.items():
         names = groups[verdict]
-        told = f" ({_enumeration(names)})" if names and verdict in ("helps", "hurts") else ""
+        told = f" ({enumeration(names)})" if names and verdict in ("helps", "hurts") else ""
         if names or verdict != "one seed":
             parts.append(f"{len(names) or 'none'} {one if len(names) == 1 else several}{told}")
     versions = f"{counted(judged, 'version')}, controls not counted"
     compared = f"Of {versions}, compared with the parent that each changes"
-    text = f"{compared}, {_enumeration(parts)}"
+    text = f"{compared}, {enumeration(parts)}"
     absent = sum(effect.summary is None for effect in changes)
     return f"{text}; {absent} {'has' if absent == 1 else 'have'} no run that counts." if absent else f"{text}."
 
@@ -242,7 +242,3 @@ def _noise_sentence(effect: Effect) -> str:
         f"{effect.rung.version} changes nothing but the seeds of {effect.rung.parent}: its ratio of {ratio} is what "
         "noise alone makes."
     )
-
-
-def _enumeration(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]

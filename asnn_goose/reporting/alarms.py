@@ -9,12 +9,14 @@ from asnn_goose.config.losses import BIASED, CUT
 from asnn_goose.config.schema import SPIKING, Experiment
 from asnn_goose.reporting.firing_bars import DEAD_BELOW, RATE_HIGH, RATE_LOW, SATURATED_BELOW, kept
 from asnn_goose.reporting.health import training_alarms
-from asnn_goose.reporting.markdown import number, percent
+from asnn_goose.reporting.markdown import counted, number, percent
 from asnn_goose.reporting.metrics import Metrics, series
 from asnn_goose.reporting.record import Result
 
 OPERAND_LOW = 0.9
 """Share of the mixers' products that are to have a spike operand."""
+PATIENCE = 50
+"""Optimiser steps that a temperature may stay at a bound."""
 
 
 def find_alarms(result: Result, metrics: Metrics, experiment: Experiment) -> list[str]:
@@ -48,10 +50,10 @@ def _skipped(metrics: Metrics) -> list[str]:
     return [f"{steps} left out: {whose} loss or gradient was not finite."]
 
 
-def temperature_alarms(metrics: Metrics, config: TemperatureConfig, patience: int = 50) -> list[str]:
+def temperature_alarms(metrics: Metrics, config: TemperatureConfig) -> list[str]:
     """Watch a learned temperature T in (low, high).
 
-    Alarms: T within 5 % of the range of a bound for `patience` optimiser steps; T moving against its adversarial
+    Alarms: T within 5 % of the range of a bound for PATIENCE optimiser steps; T moving against its adversarial
     gradient, corr(dT, G) < 0 while lambda > 0.5 (G = dL_KD/dT; T should rise where G is positive), beyond what chance
     gives n pairs (2 / sqrt(n)); T that never left the anchor by 1 % of the range, which makes learning it a no-op.
     """
@@ -62,7 +64,7 @@ def temperature_alarms(metrics: Metrics, config: TemperatureConfig, patience: in
     span = config.high - config.low
     for bound in (config.low, config.high):
         begin, end = _longest_stretch(steps, np.abs(temperature - bound) < 0.05 * span)
-        if end - begin >= patience:
+        if end - begin >= PATIENCE:
             alarms.append(
                 f"The temperature stayed within 5 % of its range of the bound {bound:g} from step {begin} to {end}."
             )
@@ -115,7 +117,7 @@ def _non_finite(metrics: Metrics) -> list[str]:
         return []
     names = sorted({name for line in lines for name in line["non_finite"]})
     verb = "was" if len(names) == 1 else "were"
-    where = "1 logged line" if len(lines) == 1 else f"{len(lines)} logged lines"
+    where = counted(len(lines), "logged line")
     return [f"{', '.join(names)} {verb} not finite on {where}, first at step {lines[0]['step']}."]
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from asnn_goose.config.schema import SPIKING
 from asnn_goose.reporting.classifier_plots import plot_accuracy, plot_confusion, plot_exits
 from asnn_goose.reporting.classifier_record import WATCHED, ClassifierResult, Score
 from asnn_goose.reporting.classifier_runs import ClassifierRun, load_classifier_run, recorded_classifiers
@@ -66,7 +67,7 @@ def _figure(figures: dict[str, str], name: str, caption: str) -> list[str]:
 
 def _opening(run: ClassifierRun) -> list[str]:
     result, neuron = run.result, run.experiment.student.neuron
-    kind = "dense" if neuron.kind == "dense" else f"spiking ({neuron.kind}, {neuron.steps} micro-steps)"
+    kind = f"spiking ({neuron.kind}, {neuron.steps} micro-steps)" if neuron.kind in SPIKING else neuron.kind
     test, teacher, share = result.student.test, result.teacher, result.ratio_to_teacher
     # A teacher that names none rightly has no share to take.
     beside = "against what" if share is None else f"{percent(share)} of what"
@@ -113,7 +114,7 @@ def _results(run: ClassifierRun) -> list[str]:
         f1 = f"{percent(test.macro_f1_low)} to {percent(test.macro_f1_high)}"
         rows.append(
             [name, percent(test.accuracy), _interval(test), percent(test.macro_f1), f1,
-             percent(side.validation.accuracy), quantity(parameters, "")]
+             percent(side.validation.accuracy), quantity(parameters)]
         )  # fmt: skip
     header = ["", "test accuracy", "95 % interval", "macro-F1", "95 % interval", "validation accuracy", "parameters"]
     return [

@@ -1,6 +1,5 @@
 """Finished runs of classifiers, and which of them differ in their seed alone."""
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -8,11 +7,9 @@ from typing import NamedTuple
 from asnn_goose.config import ClassifierExperiment, is_classifier_dump, load_classifier_dump
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.classifier_record import ClassifierResult, Score
-from asnn_goose.reporting.comparison import changed_experiment, contradictions
+from asnn_goose.reporting.comparison import changed_experiment, contradictions, warn_once
 from asnn_goose.reporting.record_base import read_result
 from asnn_goose.reporting.run_folder import read_config
-
-_log = logging.getLogger(__name__)
 
 
 class ClassifierRun(NamedTuple):
@@ -40,21 +37,25 @@ def is_classifier_run(folder: Path) -> bool:
 
 
 def recorded_classifiers(reports_root: Path, version: str = "*") -> list[ClassifierRun]:
-    """All that lie beside reports, newest first; one that is damaged or misplaced, or of whose fingerprint there is
-    another outcome, is logged and left out."""
+    """All that lie beside reports, newest first; one that is damaged or misplaced is logged and left out."""
     runs: list[ClassifierRun] = []
     for path in sorted(reports_root.glob(f"{version}/*/result.json")):
         try:
             if is_classifier_run(path.parent):
                 runs.append(_in_its_place(load_classifier_run(path.parent)))
         except UserError as error:
-            _log.warning("%s (left out)", error)
+            warn_once(f"{error} (left out)")
+    return sorted(runs, key=lambda run: run.result.age, reverse=True)
+
+
+def without_contradictions(runs: Iterable[ClassifierRun]) -> list[ClassifierRun]:
+    """Those of whose fingerprint there is no other outcome; the others are logged."""
+    runs = list(runs)
     contradicting = [run for same in contradictions(runs, _outcome) for run in same]
     for run in contradicting:
-        told = "%s has the fingerprint %s, of which there is another outcome too (left out)"
-        _log.warning(told, run.folder, run.result.fingerprint[:8])
-    whole = [run for run in runs if run not in contradicting]
-    return sorted(whole, key=lambda run: (run.result.started, run.result.run_id), reverse=True)
+        fingerprint = run.result.fingerprint[:8]
+        warn_once(f"{run.folder} has the fingerprint {fingerprint}, of which there is another outcome too (left out)")
+    return [run for run in runs if run not in contradicting]
 
 
 def _outcome(run: ClassifierRun) -> tuple[Score, Score]:

@@ -9,7 +9,12 @@ import numpy as np
 from asnn_goose.config import load_classifier_experiment
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.classifier_record import WATCHED, Score
-from asnn_goose.reporting.classifier_runs import ClassifierRun, recorded_classifiers, seeds_alike
+from asnn_goose.reporting.classifier_runs import (
+    ClassifierRun,
+    recorded_classifiers,
+    seeds_alike,
+    without_contradictions,
+)
 from asnn_goose.reporting.comparison import changed_experiment
 from asnn_goose.reporting.effects import ALPHA
 from asnn_goose.reporting.markdown import duration, number, percent, table
@@ -35,7 +40,7 @@ class Difference(NamedTuple):
 def write_classifier_table(reports_root: Path) -> Path | None:
     """Write the table of every task and scale that has records; None where there are none."""
     places: dict[tuple[str, str], dict[str, list[ClassifierRun]]] = {}
-    for run in recorded_classifiers(reports_root):
+    for run in without_contradictions(recorded_classifiers(reports_root)):
         arms = places.setdefault((run.result.scale, run.result.task.name), {})
         arms.setdefault(run.result.version, []).append(run)
     if not places:
@@ -54,10 +59,10 @@ def _explanation() -> list[str]:
         "seed the run's own by bootstrap over texts. An arm differs from its parent in the one change that its reports "
         "name; the difference is taken seed by seed, in points of accuracy, from runs of the parent that differ in "
         "this change alone and learnt from the same fine-tuning of the teacher. Their mean stands beside the parent's "
-        "name; it is not that of the parent's own row where that has other seeds or another teacher. A verdict needs a "
-        "p-value below 0.05 after Holm's correction over the comparisons of the task. The time is a run's mean without "
-        "what all runs share: the teacher's fine-tuning and the first stage. Energy is that of the blocks, without the "
-        f"teacher's norms and activations; spikes are those of the first {WATCHED} test texts.",
+        "name; it is not that of the parent's own row where that has other seeds or another teacher. A verdict needs "
+        f"a p-value below {ALPHA} after Holm's correction over the comparisons of the task. The time is a run's mean "
+        "without what all runs share: the teacher's fine-tuning and the first stage. Energy is that of the blocks, "
+        f"without the teacher's norms and activations; spikes are those of the first {WATCHED} test texts.",
     ]
 
 

@@ -131,13 +131,13 @@ def finished_runs(version: str, runs_root: Path, reports_root: Path) -> list[Fin
             try:
                 run = load_run(folder)
             except UserError as error:
-                _warn(f"{error} (left out)")
+                warn_once(f"{error} (left out)")
                 continue
             # A run whose folder has a name of its own, and its record; two that lie side by side are two runs.
             if not any(other.result.run_id == run.result.run_id and _apart(other, run) for other in found):
                 found.append(run)
             break
-    return sorted(found, key=lambda run: (run.result.started, run.result.run_id), reverse=True)
+    return sorted(found, key=lambda run: run.result.age, reverse=True)
 
 
 def _apart(one: FinishedRun, other: FinishedRun) -> bool:
@@ -145,8 +145,8 @@ def _apart(one: FinishedRun, other: FinishedRun) -> bool:
 
 
 @cache
-def _warn(sentence: str) -> None:
-    """Once for each sentence, since many reports come across the same damaged run."""
+def warn_once(sentence: str) -> None:
+    """Log a sentence the first time it is told, since many reports come across the same damaged run."""
     log.warning("%s", sentence)
 
 
@@ -280,9 +280,14 @@ def _caveats(run: FinishedRun, other: FinishedRun, overrides: Iterable[str]) -> 
         )
     if differing:
         caveats.append(f"Their settings differ in {', '.join(branches(differing))}.")
-    # A picked group file stands under its group's name and covers all keys below.
-    given = tuple(f"{override}." for override in overrides)
-    mixed = [key for key in differing if f"{key}.".startswith(given)]
+    mixed = set_by_flags(differing, overrides)
     if mixed:
-        caveats.append(f"Given on the command line and different too: {', '.join(f'`{key}`' for key in mixed)}.")
+        caveats.append(f"Given on the command line and different too: {', '.join(mixed)}.")
     return caveats
+
+
+def set_by_flags(keys: Iterable[str], overrides: Iterable[str]) -> list[str]:
+    """Those dotted keys, as code, that a flag set: a picked group file stands under its group's name and covers all
+    keys below."""
+    given = tuple(f"{override}." for override in overrides)
+    return [f"`{key}`" for key in keys if f"{key}.".startswith(given)]

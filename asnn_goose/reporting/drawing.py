@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from asnn_goose.reporting.metrics import Metrics, series
+from asnn_goose.reporting.record import Result
 from asnn_goose.reporting.run_folder import replacing
 
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
@@ -22,6 +24,10 @@ CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 DASHED = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (4, 2))}
 MOST_CLOSE = 3
 """Labels of points so close that labels must move, which still can be told apart."""
+LABEL_GAP = 0.15
+"""Inches that labels lie apart, at least."""
+LABEL_ROOM = 1.0
+"""Points that follow one another along x by so many inches or less share a column of labels, beside the rightmost."""
 _WIDTH = 7.2
 _DPI = 120
 _STYLE = {
@@ -50,6 +56,12 @@ class Curve(NamedTuple):
     label: str
     tokens: np.ndarray
     values: np.ndarray
+
+
+def curve_of(result: Result, metrics: Metrics, name: str, label: str) -> Curve | None:
+    """One quantity over training tokens, None where it was not measured; every optimiser step sees as many tokens."""
+    steps, values = series(metrics, name)
+    return Curve(label, steps * (result.tokens_seen / result.steps), values) if len(steps) else None
 
 
 @contextlib.contextmanager
@@ -109,8 +121,8 @@ def _tick(value: float) -> str:
     return f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"
 
 
-def label_right(axis: Any, labels: Sequence[tuple[float, str, str]], at: float = 1.0, gap: float = 0.15) -> None:
-    """Write each label (value, text, colour) beside its value, at least `gap` inches apart, with a leader.
+def label_right(axis: Any, labels: Sequence[tuple[float, str, str]], at: float = 1.0) -> None:
+    """Write each label (value, text, colour) beside its value, at least LABEL_GAP apart, with a leader.
 
     Args:
         at: share of the axis' width at which the leaders begin; 1 is its right end.
@@ -122,36 +134,31 @@ def label_right(axis: Any, labels: Sequence[tuple[float, str, str]], at: float =
     heights = axis.transAxes.inverted().transform(axis.transData.transform([(0, value) for value, _, _ in ordered]))[
         :, 1
     ]
-    places = spread(heights.tolist(), gap / height)
+    places = spread(heights.tolist(), LABEL_GAP / height)
     leader = [at + 0.03 * inch, at + 0.15 * inch]
     for start, place, (_, text, colour) in zip(heights, places, ordered, strict=True):
         axis.plot(leader, [start, place], color=colour, linewidth=0.6, transform=axis.transAxes, clip_on=False)
         axis.text(at + 0.19 * inch, place, text, transform=axis.transAxes, color=colour, va="center", fontsize=8)
 
 
-def label_points(
-    axis: Any, labels: Sequence[tuple[float, float, str, str]], several: str, room: float = 1.0, gap: float = 0.15
-) -> None:
+def label_points(axis: Any, labels: Sequence[tuple[float, float, str, str]], several: str) -> None:
     """Write each label (x, value, text, colour) to the right of its point, many close together as one: their number.
 
     Args:
         several: what the points are, as in "4 versions".
-        room: points that follow one another along x by so many inches or less share a column of labels, beside the
-            rightmost of them.
-        gap: inches that labels lie apart, at least.
     """
     axis.figure.draw_without_rendering()
     places = axis.transAxes.inverted().transform(axis.transData.transform([label[:2] for label in labels]))
     extent = axis.get_window_extent()
-    room *= axis.figure.dpi / extent.width
+    room = LABEL_ROOM * axis.figure.dpi / extent.width
     for column in label_columns(places[:, 0].tolist(), room):
         shown = []
-        for rows in clumps(places[column, 1].tolist(), gap * axis.figure.dpi / extent.height):
+        for rows in clumps(places[column, 1].tolist(), LABEL_GAP * axis.figure.dpi / extent.height):
             members = [labels[column[row]] for row in rows]
             middle = float(np.exp(np.mean(np.log([value for _, value, _, _ in members]))))
             one = len(members) == 1
             shown.append(members[0][1:] if one else (middle, f"{len(members)} {several}", GREY))
-        label_right(axis, shown, at=places[column[-1], 0] + 0.05 * room, gap=gap)
+        label_right(axis, shown, at=places[column[-1], 0] + 0.05 * room)
 
 
 def clumps(places: Sequence[float], gap: float) -> list[list[int]]:

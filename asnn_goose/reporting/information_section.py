@@ -4,7 +4,7 @@ import math
 
 from asnn_goose.reporting.firing_bars import DEAD_BELOW, RATE_HIGH, RATE_LOW, SATURATED_BELOW, kept
 from asnn_goose.reporting.information_record import Controlled, InformationResult, SiteInformation
-from asnn_goose.reporting.markdown import integer, percent, table
+from asnn_goose.reporting.markdown import in_words, integer, percent, table
 from asnn_goose.reporting.material import Material
 from asnn_goose.reporting.record import SiteSpikes
 
@@ -46,7 +46,7 @@ def carried(material: Material) -> list[str]:
 def _row(site: SiteInformation, firing: SiteSpikes) -> list[str]:
     healthy = kept(firing)
     return [
-        f"{_words(site.site)}, layer {site.layer}",
+        f"{in_words(site.site)}, layer {site.layer}",
         _marked(percent(firing.dead_fraction), healthy.dead),
         _marked(percent(firing.saturated_fraction), healthy.saturated),
         _marked(f"{firing.rate:.3f}", healthy.rate),
@@ -95,7 +95,3 @@ def _beside(measured: Controlled) -> str:
 
 def _marked(text: str, healthy: bool) -> str:
     return text if healthy else f"**{text}**"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

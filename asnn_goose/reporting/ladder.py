@@ -4,7 +4,6 @@ not. Nothing is asked but ``result.json``, ``config.yaml`` and, where there is o
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from asnn_goose.config import Experiment
 from asnn_goose.errors import UserError
@@ -17,9 +16,9 @@ from asnn_goose.reporting.comparison import (
     load_run,
     outcome,
 )
-from asnn_goose.reporting.drawing import Curve
+from asnn_goose.reporting.drawing import Curve, curve_of
 from asnn_goose.reporting.markdown import branches
-from asnn_goose.reporting.metrics import Metrics, read_metrics, series
+from asnn_goose.reporting.metrics import Metrics, read_metrics
 from asnn_goose.reporting.seeds import SeedGroup, pair_key, seed_groups
 
 CONTROLS = ("ce_only", "dense_twin", "quantised_twin", "aa")
@@ -64,11 +63,8 @@ class Ladder:
         return tuple(run for rung in self.rungs for run in rung.runs)
 
     def curve(self, run: FinishedRun, name: str) -> Curve | None:
-        """One quantity over training tokens, None where it was not kept; every step sees as many tokens."""
-        steps, values = series(self.metrics.get(run.folder, []), name)
-        if len(steps) == 0:
-            return None
-        return Curve(run_name(run), steps * (run.result.tokens_seen / run.result.steps), values)
+        """One quantity over training tokens, None where it was not kept."""
+        return curve_of(run.result, self.metrics.get(run.folder, []), name, run_name(run))
 
 
 def run_name(run: FinishedRun) -> str:
@@ -94,7 +90,7 @@ def read_ladder(
     ordered = sorted(dict.fromkeys(versions), key=lambda version: version not in CONTROLS)
     left_out: dict[str, list[str]] = {version: [] for version in ordered}
     readable = {version: _read_runs(reports_root, version, left_out[version]) for version in ordered}
-    told = {version: max(runs, key=_age).experiment for version, runs in readable.items() if runs}
+    told = {version: max(runs, key=lambda run: run.result.age).experiment for version, runs in readable.items() if runs}
     for version in asked.keys() & readable.keys():
         told[version] = asked[version]
         strangers = [run for run in readable[version] if run.experiment.parent != told[version].parent]
@@ -289,10 +285,6 @@ def _reason(run: FinishedRun, group: SeedGroup) -> tuple[str, str]:
     newer = next(other for other in group if pair_key(other) == pair_key(run))
     repeated = f"seed {run.result.seed}, of which the newer {run_name(newer)} counts."
     return f"repeats {repeated}", f"repeat {repeated}"
-
-
-def _age(run: FinishedRun) -> tuple[Any, str]:
-    return run.result.started, run.result.run_id
 
 
 def _relative(error: Exception, reports_root: Path) -> str:

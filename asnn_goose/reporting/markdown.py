@@ -31,17 +31,25 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def enumeration(names: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def in_words(name: str) -> str:
+    """A name of the code as a reader says it."""
+    return name.replace("_", " ")
+
+
 def percent(fraction: float) -> str:
     """A share of 1 as per cent with one decimal, two significant digits below one per cent."""
     return "0 %" if fraction == 0 else f"{100 * fraction:.1f} %" if abs(fraction) >= 0.01 else f"{100 * fraction:.2g} %"
 
 
-def quantity(value: float, unit: str, digits: int = 3) -> str:
-    """`value` with the decimal prefix that leaves one to three digits before the point: 1.23e-5 J is 12.3 µJ."""
-    if value == 0:
-        return f"0 {unit}"
-    exponent = min(max(3 * (_exponent(value, digits) // 3), -15), 12)
-    return f"{number(value / 10.0**exponent, digits)} {_PREFIXES[exponent]}{unit}"
+def quantity(value: float, unit: str = "") -> str:
+    """Three digits of `value` with the decimal prefix that leaves some before the point: 1.23e-5 J is 12.3 µJ."""
+    exponent = 0 if value == 0 else min(max(3 * (_exponent(value, 3) // 3), -15), 12)
+    return f"{number(value / 10.0**exponent, 3)} {_PREFIXES[exponent]}{unit}".rstrip()
 
 
 def mebibytes(value: float) -> str:

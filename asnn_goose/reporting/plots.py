@@ -22,7 +22,11 @@ from asnn_goose.reporting.drawing import (
     log_scale,
     token_axis,
 )
+from asnn_goose.reporting.markdown import in_words
 from asnn_goose.reporting.record import SiteSpikes
+
+RASTER_CHANNELS, RASTER_TOKENS = 64, 24
+"""How much of a sentence's spikes a figure has room for."""
 
 
 class Level(NamedTuple):
@@ -174,20 +178,20 @@ def plot_spikes(sites: Sequence[SiteSpikes], path: Path) -> Path:
             shown = range(0, len(layers), 1 if written_out else 5)
             axis.set_yticks(shown, [str(layers[row]) for row in shown])
             bottom = index + 2 >= len(grids)
-            words = [name.replace("_", " ") for name in names] if bottom else []
+            words = list(map(in_words, names)) if bottom else []
             axis.set_xticks(range(len(words)), words, rotation=35, ha="right", rotation_mode="anchor")
             if index % 2 == 0:
                 axis.set_ylabel("layer")
     return path
 
 
-def plot_raster(tokens: Sequence[str], spikes: np.ndarray, path: Path, channels: int = 64, longest: int = 24) -> Path:
-    """Spikes [tokens * steps, channels] of one sentence: evenly chosen channels over the micro-steps of each token."""
+def plot_raster(tokens: Sequence[str], spikes: np.ndarray, path: Path) -> Path:
+    """Spikes [tokens * steps, channels] of a sentence's first tokens: evenly chosen channels over the micro-steps."""
     from matplotlib.colors import ListedColormap
 
     steps = len(spikes) // len(tokens)
-    tokens = list(tokens)[:longest]
-    chosen = np.unique(np.linspace(0, spikes.shape[1] - 1, min(channels, spikes.shape[1])).round().astype(int))
+    tokens = list(tokens)[:RASTER_TOKENS]
+    chosen = np.unique(np.linspace(0, spikes.shape[1] - 1, min(RASTER_CHANNELS, spikes.shape[1])).round().astype(int))
     image = spikes[: steps * len(tokens), chosen].T
     signs = {"−1": VERMILLION, "+1": BLUE} if (image < 0).any() else {"1": BLUE}
     with figure(path, 3.0) as (axis,):
@@ -239,7 +243,7 @@ def _grid(sites: Sequence[SiteSpikes], layers: list[int], names: list[str], fiel
     """Values [layers, sites] of one field, NaN where there is none."""
     grid = np.full((len(layers), len(names)), np.nan)
     for site in sites:
-        value = site.model_dump()[field]
+        value = getattr(site, field)
         if value is not None:
             grid[layers.index(site.layer), names.index(site.site)] = value
     return grid

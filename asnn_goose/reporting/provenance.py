@@ -17,7 +17,6 @@ from asnn_goose.config import AnyExperiment, as_arguments
 from asnn_goose.reporting.record import Record
 
 LIBRARIES = ("torch", "transformers", "lightning-fabric", "numpy", "numba", "einops", "datasets", "safetensors")
-SPELT_OUT = ("seed", "scale", "train")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -84,12 +83,11 @@ def collect_provenance(
     overrides: Mapping[str, Any],
     gpu: str | None = None,
     threads: int | None = None,
-    repository: Path = REPOSITORY,
     started: datetime | None = None,
 ) -> Provenance:
     """Describe the run that starts now, or at `started` (aware)."""
     started = (started or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
-    commit, dirty = code_version(repository)
+    commit, dirty = code_version(REPOSITORY)
     return Provenance(
         run_id=f"{started:%Y%m%d-%H%M%S}-s{experiment.seed}-{fingerprint[:8]}",
         started=started,
@@ -115,7 +113,7 @@ def reproducing_command(experiment: AnyExperiment, overrides: Mapping[str, Any])
     """Shell command, with the scale and seed that may have come from a default spelt out."""
     words = ["python", f"experiments/{experiment.version}.py", f"--scale={experiment.train.scale}"]
     words.append(f"--seed={experiment.seed}")
-    return shlex.join(words + as_arguments({key: overrides[key] for key in overrides if key not in SPELT_OUT}))
+    return shlex.join(words + as_arguments({key: overrides[key] for key in overrides if key != "seed"}))
 
 
 def code_version(repository: Path) -> tuple[str | None, bool | None]:

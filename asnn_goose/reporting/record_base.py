@@ -38,6 +38,11 @@ class RunRecord(Record):
     precision: str | None = None
     """Of the matrix products in training: bfloat16 or float32; None in records from before it was kept."""
 
+    @property
+    def age(self) -> tuple[AwareDatetime, str]:
+        """Sorts runs, the oldest first."""
+        return self.started, self.run_id
+
 
 R = TypeVar("R", bound=Record)
 

@@ -11,10 +11,10 @@ from asnn_goose.errors import UserError
 from asnn_goose.reporting import health, information_section, sections, seeds, seeds_section, summary
 from asnn_goose.reporting.alarms import find_alarms
 from asnn_goose.reporting.comparison import FinishedRun, find_parent, find_twins, finished_runs, load_run
-from asnn_goose.reporting.drawing import Curve
-from asnn_goose.reporting.markdown import integer, number, table
+from asnn_goose.reporting.drawing import Curve, curve_of
+from asnn_goose.reporting.markdown import in_words, integer, number, table
 from asnn_goose.reporting.material import Material
-from asnn_goose.reporting.metrics import Metrics, read_metrics, series
+from asnn_goose.reporting.metrics import Metrics, read_metrics
 from asnn_goose.reporting.plots import (
     Level,
     plot_losses,
@@ -129,8 +129,6 @@ def render_index(version: str, reports_root: Path) -> str:
     rows = []
     for run in runs:
         result = run.result
-        low, high = result.student.test_ppl_low, result.student.test_ppl_high
-        interval = "" if low is None or high is None else f"{number(low)} to {number(high)}"
         rows.append(
             [
                 f"[{result.run_id}]({result.run_id}/report.md)",
@@ -139,7 +137,7 @@ def render_index(version: str, reports_root: Path) -> str:
                 run.neuron_kind,
                 integer(result.tokens_seen),
                 number(result.student.test_ppl),
-                interval,
+                seeds.interval_words(result.student.test_ppl_low, result.student.test_ppl_high),
                 number(result.ratio_to_teacher, 3),
             ]
         )
@@ -171,16 +169,8 @@ def draw_figures(run: FinishedRun, metrics: Metrics, parent: FinishedRun | None,
     return drawn
 
 
-def _curve(run: FinishedRun, metrics: Metrics, name: str, label: str) -> Curve | None:
-    """One quantity over training tokens, None where it was not measured; every optimiser step sees as many tokens."""
-    steps, values = series(metrics, name)
-    if len(steps) == 0:
-        return None
-    return Curve(label, steps * (run.result.tokens_seen / run.result.steps), values)
-
-
 def _draw_perplexity(run: FinishedRun, metrics: Metrics, parent: FinishedRun | None, path: Path) -> Path | None:
-    student = _curve(run, metrics, "val_ppl", "student (◇ test)")
+    student = curve_of(run.result, metrics, "val_ppl", "student (◇ test)")
     if student is None:
         return None
     result = run.result
@@ -200,8 +190,8 @@ def _draw_losses(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path
     raw, weighted = [], []
     for key in found:
         name = key.removeprefix("loss_").removesuffix("_raw").removesuffix("_weighted")
-        label = _LOSS_LABELS.get(name, name.replace("_", " "))
-        curve = _curve(run, metrics, key, label)
+        label = _LOSS_LABELS.get(name, in_words(name))
+        curve = curve_of(run.result, metrics, key, label)
         if curve is not None:
             (raw if key.endswith("_raw") else weighted).append(curve)
     return plot_losses(raw, weighted, path) if raw and weighted else None
@@ -209,19 +199,19 @@ def _draw_losses(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path
 
 def _draw_temperature(run: FinishedRun, metrics: Metrics, parent: FinishedRun | None, path: Path) -> Path | None:
     config = run.experiment.distillation.temperature
-    temperature = _curve(run, metrics, "temperature", "temperature T")
+    temperature = curve_of(run.result, metrics, "temperature", "temperature T")
     if config.mode == "fixed" or temperature is None:
         return None
-    strength = None if config.mode == "minimised" else _curve(run, metrics, "temperature_lambda", "lambda")
+    strength = None if config.mode == "minimised" else curve_of(run.result, metrics, "temperature_lambda", "lambda")
     return plot_temperature(
         temperature,
         path,
         low=config.low,
         high=config.high,
         anchor=_anchor(run.experiment.distillation),
-        spread=_curve(run, metrics, "temperature_spread", "spread of T"),
+        spread=curve_of(run.result, metrics, "temperature_spread", "spread of T"),
         strength=strength,
-        gradient=_curve(run, metrics, "temperature_gradient", "G = dL/dT"),
+        gradient=curve_of(run.result, metrics, "temperature_gradient", "G = dL/dT"),
         before=_parents_curve(parent, "temperature"),
     )
 
@@ -236,10 +226,11 @@ def _anchor(config: DistillationConfig) -> float | None:
 
 
 def _draw_stages(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path | None:
-    easy, hard = _curve(run, metrics, "easy_ce", "easy windows"), _curve(run, metrics, "hard_ce", "hard windows")
+    easy = curve_of(run.result, metrics, "easy_ce", "easy windows")
+    hard = curve_of(run.result, metrics, "hard_ce", "hard windows")
     if easy is None or hard is None:
         return None
-    stage = _curve(run, metrics, "stage", "stage")
+    stage = curve_of(run.result, metrics, "stage", "stage")
     begins = [] if stage is None else stage.tokens[:-1][np.diff(stage.values) > 0].tolist()
     return plot_stages(easy, hard, begins, path)
 
@@ -254,12 +245,12 @@ def _parents_curve(parent: FinishedRun | None, name: str) -> Curve | None:
     except UserError as error:
         _log.warning("%s (its curve is left out)", error)
         return None
-    return _curve(parent, metrics, name, parent.result.version)
+    return curve_of(parent.result, metrics, name, parent.result.version)
 
 
 def _draw_optimiser(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> Path | None:
-    lr = _curve(run, metrics, "lr", "learning rate")
-    grad_norm = _curve(run, metrics, "grad_norm", "gradient norm")
+    lr = curve_of(run.result, metrics, "lr", "learning rate")
+    grad_norm = curve_of(run.result, metrics, "grad_norm", "gradient norm")
     if lr is None and grad_norm is None:
         return None
     return plot_optimiser(lr, grad_norm, path, clip=run.experiment.train.clip)

@@ -112,10 +112,7 @@ class RunFolder:
         Raises:
             UserError: there is none at `path`.
         """
-        try:
-            return cls(path, load_provenance(path))
-        except FileNotFoundError:
-            raise UserError(f"{path} holds no run (provenance.json is missing): name a run's folder.") from None
+        return cls(path, load_provenance(path))
 
     @property
     def run_id(self) -> str:
@@ -230,13 +227,16 @@ def load_provenance(run_folder: Path) -> Provenance:
     """Read ``provenance.json``.
 
     Raises:
-        FileNotFoundError: there is none.
-        UserError: it does not have the fields of `Provenance`.
+        UserError: there is none, it cannot be read, or it does not have the fields of `Provenance`.
     """
     path = run_folder / "provenance.json"
     try:
         return Provenance.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{run_folder} holds no run (provenance.json is missing): name a run's folder.") from None
     except NotADirectoryError:
         raise UserError(f"{run_folder} is a file: name the folder of a run.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): mend or remove it.") from None
     except ValidationError as error:
         raise UserError(f"{path} is not readable ({error.errors()[0]['msg']}): start a new run.") from None

@@ -12,6 +12,7 @@ from asnn_goose.reporting.markdown import (
     counted,
     duration,
     fenced,
+    in_words,
     integer,
     mebibytes,
     number,
@@ -90,7 +91,7 @@ def spikes(material: Material) -> list[str]:
     lines += _figure(material, "spikes", "By layer, and by the product that takes the spikes.")
     if material.run.result.raster is not None:
         place = material.run.result.raster
-        where = f"the {_words(place.site)} product of layer {place.layer}"
+        where = f"the {in_words(place.site)} product of layer {place.layer}"
         lines += _figure(material, "raster", f"The first tokens of a prompt: the spikes in front of {where}.")
     return lines
 
@@ -102,7 +103,7 @@ def energy(material: Material) -> list[str]:
     if measured is None or student is None:
         return []
     teacher = measured.teacher_joules_per_token
-    assumed = ", ".join(f"{value:g} pJ per {_words(name)}" for name, value in measured.picojoules.items())
+    assumed = ", ".join(f"{value:g} pJ per {in_words(name)}" for name, value in measured.picojoules.items())
     lines = [
         "## Energy",
         "",
@@ -123,7 +124,7 @@ def energy(material: Material) -> list[str]:
 
 def _energy_table(title: str, kinds: Mapping[str, EnergyKind], joules: float) -> list[str]:
     """A row by kind and one of all together."""
-    rows = [_energy_row(_words(name), [part], part.joules_per_token) for name, part in kinds.items()]
+    rows = [_energy_row(in_words(name), [part], part.joules_per_token) for name, part in kinds.items()]
     rows.append(_energy_row("**all**", list(kinds.values()), joules))
     products, others = ("multiply-accumulates", "with a spike operand"), ("additions", "multiplications")
     return table([title, *products, *others, "operations done", "energy", "memory traffic"], rows)
@@ -132,7 +133,7 @@ def _energy_table(title: str, kinds: Mapping[str, EnergyKind], joules: float) ->
 def _energy_row(name: str, parts: Sequence[EnergyKind], joules: float) -> list[str]:
     def total(field: str, unit: str = "") -> str:
         known = [value for part in parts if (value := vars(part)[field]) is not None]
-        return quantity(sum(known), unit).strip() if known else ""
+        return quantity(sum(known), unit) if known else ""
 
     macs = sum(part.macs for part in parts)
     spiking = percent(sum(part.spike_macs for part in parts) / macs) if macs else ""
@@ -143,7 +144,7 @@ def _energy_row(name: str, parts: Sequence[EnergyKind], joules: float) -> list[s
 def _precisions(measured: EnergyResult) -> list[str]:
     """Other number formats, and the other way to take a count of spikes."""
     others = [
-        f"{_words(name)} ({priced.multiplication_picojoules:g} and {priced.addition_picojoules:g} pJ) "
+        f"{in_words(name)} ({priced.multiplication_picojoules:g} and {priced.addition_picojoules:g} pJ) "
         f"{quantity(priced.student_joules_per_token, 'J')} and {quantity(priced.teacher_joules_per_token, 'J')}"
         for name, priced in measured.by_precision.items()
     ]
@@ -189,7 +190,7 @@ def cost(material: Material) -> list[str]:
         ["optimiser steps", integer(result.steps)],
         ["wall time", duration(result.wall_seconds)],
     ]
-    rows += [[f"of which {_words(phase)}", duration(time)] for phase, time in result.seconds_by_phase.items()]
+    rows += [[f"of which {in_words(phase)}", duration(time)] for phase, time in result.seconds_by_phase.items()]
     return ["## Cost", "", *table(["", "this run"], rows)]
 
 
@@ -304,7 +305,3 @@ def _setting(value: Any) -> str:
     """A value as config.yaml would have it, on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
     return f"`{text}`"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

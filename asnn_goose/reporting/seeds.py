@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def seed_groups(runs: Iterable[FinishedRun]) -> list[SeedGroup]:
     Of a seed's runs in one arithmetic the newest counts. Groups come by scale, then by their newest run, newest first.
     """
     groups: list[list[FinishedRun]] = []
-    for run in sorted(runs, key=_age, reverse=True):
+    for run in sorted(runs, key=lambda run: run.result.age, reverse=True):
         home = next((group for group in groups if _alike(group[0], run)), None)
         if home is None:
             groups.append([run])
@@ -224,10 +224,6 @@ def interval_words(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
     return f"{number(low)} to {number(high)}" if math.isfinite(high) else f"{number(low)} and above"
-
-
-def _age(run: FinishedRun) -> tuple[Any, str]:
-    return run.result.started, run.result.run_id
 
 
 def _alike(one: FinishedRun, other: FinishedRun) -> bool:

@@ -29,9 +29,10 @@ def section(runs: Iterable[FinishedRun], lineage: Mapping[str, list[FinishedRun]
     runs = list(runs)
     groups = seed_groups(runs)
     labels = [label for _, same in itertools.groupby(groups, scale_of) for label in _labels(list(same))]
+    found = [mean_perplexity(group) for group in groups]
     means, deltas = [], []
-    for group, label in zip(groups, labels, strict=True):
-        mean, tokens = mean_perplexity(group), integer(group[0].result.evaluation.test_tokens)
+    for group, label, mean in zip(groups, labels, found, strict=True):
+        tokens = integer(group[0].result.evaluation.test_tokens)
         interval = interval_words(mean.low, mean.high)
         means.append([scale_of(group), label, tokens, str(mean.n), number(mean.value), interval])
         for against in compare(group, lineage):
@@ -53,7 +54,7 @@ def section(runs: Iterable[FinishedRun], lineage: Mapping[str, list[FinishedRun]
             "verdict is on all the settings in which the two differ, and names a direction where the interval leaves "
             "out 1; it is of one comparison alone, while reports/roadmap.md corrects for how many it makes."
         )
-    if any(mean.n > 1 for mean in map(mean_perplexity, groups)):
+    if any(mean.n > 1 for mean in found):
         text.append(
             "Intervals over seeds are Student's t. They cover the spread that initialisation and data order make on "
             "one text; what another text would change is in the intervals of single runs, not in these."

@@ -1,8 +1,8 @@
 """The head of a report: question, answer, number, and the tables of results."""
 
 from asnn_goose.config.schema import SPIKING
-from asnn_goose.reporting.comparison import FinishedRun, comparison_sentences, with_interval
-from asnn_goose.reporting.markdown import counted, integer, number, percent, quantity, table
+from asnn_goose.reporting.comparison import FinishedRun, comparison_sentences, set_by_flags, with_interval
+from asnn_goose.reporting.markdown import counted, enumeration, integer, number, percent, quantity, table
 from asnn_goose.reporting.material import Material
 from asnn_goose.reporting.record import Result
 from asnn_goose.reporting.seeds import Comparison, interval_words
@@ -34,8 +34,8 @@ def opening(material: Material) -> list[str]:
 def results(material: Material) -> list[str]:
     """Perplexities of everything that was measured on this text, and how closely the student follows the teacher."""
     result, teacher = material.run.result, material.run.result.teacher
-    rows = [_perplexity_row("**this run**", result, result), _teacher_row(result)]
-    rows += [_perplexity_row(title, other.result, result) for title, other in material.others.items()]
+    rows = [_perplexity_row("**this run**", result), _teacher_row(result)]
+    rows += [_perplexity_row(title, other.result) for title, other in material.others.items()]
     for title, value in (
         ("bigram, all training text", result.baselines.bigram_full_ppl),
         ("bigram, tokens the student saw", result.baselines.bigram_ppl),
@@ -75,9 +75,7 @@ def _seed_sentence(material: Material, against: Comparison) -> str:
         f"interval {interval_words(delta.low, delta.high)}): "
         f"{judged if judged == 'no difference shown' else f'{material.run.result.version} {judged}'}"
     )
-    # A picked group file stands under its group's name and covers all keys below.
-    given = tuple(f"{override}." for override in material.provenance.overrides)
-    mixed = [f"`{key}`" for key in against.differing if f"{key}.".startswith(given)]
+    mixed = set_by_flags(against.differing, material.provenance.overrides)
     return f"{text}, with {', '.join(mixed)} of the command line different too." if mixed else f"{text}."
 
 
@@ -102,22 +100,16 @@ def _baseline_sentence(result: Result) -> str:
     own = result.student.test_ppl
     below = [name for name, value in models.items() if own < value]
     not_below = [name for name in models if name not in below]
-    parts = [f"{word} {_enumeration(names)}" for word, names in (("below", below), ("not below", not_below)) if names]
+    parts = [f"{word} {enumeration(names)}" for word, names in (("below", below), ("not below", not_below)) if names]
     return f"That is {' but '.join(parts)}."
 
 
-def _enumeration(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
-def _perplexity_row(title: str, result: Result, own: Result) -> list[str]:
+def _perplexity_row(title: str, result: Result) -> list[str]:
     student = result.student
-    low, high = student.test_ppl_low, student.test_ppl_high
-    interval = "" if low is None or high is None else f"{number(low)} to {number(high)}"
     return [
         title,
         number(student.test_ppl),
-        interval,
+        interval_words(student.test_ppl_low, student.test_ppl_high),
         number(result.ratio_to_teacher, 3),
         number(student.bits_per_byte),
         number(student.val_ppl),
@@ -138,13 +130,13 @@ def _likeness(material: Material) -> list[str]:
         ["KL to the teacher (nats per token)", *(number(run.kl_to_teacher) for run in runs.values())],
         ["same first choice as the teacher", *(percent(run.top1_agreement) for run in runs.values())],
         ["right where the teacher is right", *(percent(run.knowledge_retention) for run in runs.values())],
-        ["parameters", *(quantity(run.student.parameters, "") for run in runs.values())],
+        ["parameters", *(quantity(run.student.parameters) for run in runs.values())],
     ]
     trained = [run.student.trained_parameters for run in runs.values()]
     if any(count is not None for count in trained):
-        rows.append(["of which trained", *("" if count is None else quantity(count, "") for count in trained)])
+        rows.append(["of which trained", *("" if count is None else quantity(count) for count in trained)])
     header = ["", *runs]
     if teacher is not None:
         header.append("teacher")
-        rows = [[*row, quantity(teacher, "") if row[0] == "parameters" else ""] for row in rows]
-    return table(header, [[cell.strip() for cell in row] for row in rows])
+        rows = [[*row, quantity(teacher) if row[0] == "parameters" else ""] for row in rows]
+    return table(header, rows)

@@ -220,10 +220,6 @@ class Curriculum:
         """What holds now."""
         return self.stages[self.stage]
 
-    def size(self, n: int) -> int:
-        """Examples of the stage out of n."""
-        return stage_sizes(n, [stage.volume for stage in self.stages])[self.stage]
-
     def advance(self, step: int, total_steps: int) -> bool:
         """Tell how far the run is, in optimiser steps; True: another stage has begun. Only time is asked here.
 

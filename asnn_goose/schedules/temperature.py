@@ -164,6 +164,7 @@ class MinimisedTemperature(nn.Module):
 
     def forward(self, lam: float = 0.0) -> tuple[Tensor, Tensor]:
         """Both temperatures; ``lam`` is left out of account, there is no reversal."""
+        # Two tensors: a training step reads the gradient that arrives at the first, without the anchor's.
         return self.raw.exp().clamp(self.low, self.high), self.raw.exp().clamp(self.low, self.high)
 
     def current(self) -> float:

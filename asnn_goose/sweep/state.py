@@ -12,7 +12,7 @@ from asnn_goose.config.load import RESOLVED
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.comparison import FinishedRun, contradictions, finished_runs, outcome
 from asnn_goose.reporting.metrics import read_metrics
-from asnn_goose.reporting.run_folder import RECORDS, RunFolder
+from asnn_goose.reporting.run_folder import RECORDS, RunFolder, read_config
 from asnn_goose.sweep.members import Member
 
 CHECKPOINT = "checkpoints/last.pt"
@@ -141,8 +141,7 @@ def _own_folders(member: Member, places: Places) -> list[Path]:
 @cache
 def _asked_in(folder: Path) -> str | None:
     """asked_fingerprint of a run's config.yaml, which never changes; None where it cannot be read."""
-    config = folder / "config.yaml"
     try:
-        return asked_fingerprint(load_dump(config.read_text(encoding="utf-8"), str(config)))
-    except (UserError, OSError, UnicodeDecodeError):
+        return asked_fingerprint(load_dump(read_config(folder), str(folder / "config.yaml")))
+    except UserError:
         return None

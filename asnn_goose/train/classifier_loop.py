@@ -69,6 +69,7 @@ def train_classifier(setting: ClassifierSetting, recorder: Recorder, progress: P
                 seen = predictions(setting, setting.texts["validation"])
                 shown["val_accuracy"] = f"{seen.accuracy:.4f}"
                 recorder.log(progress.step, {"val_accuracy": seen.accuracy, "val_macro_f1": seen.macro_f1})
+            bar.set_postfix(shown)
             stop = asked[0]
             if progress.step % config.checkpoint_every == 0 or last or stop:
                 progress.wall_seconds = started + time.monotonic() - session

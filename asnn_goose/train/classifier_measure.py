@@ -171,7 +171,7 @@ def _raster(setting: ClassifierSetting, folder: RunFolder) -> Raster | None:
     with setting.engine.looking(setting.module):
         spikes = spike_raster(setting.module.student, ids_1L, layer, RASTER_SITE)
     tokens = setting.tokenizer.convert_ids_to_tokens(ids_1L[0].tolist())
-    return folder.write_raster(layer, RASTER_SITE, tokens, spikes[: len(tokens) * (len(spikes) // len(tokens))])
+    return folder.write_raster(layer, RASTER_SITE, tokens, spikes)
 
 
 def _energy(setting: ClassifierSetting, sites: list[SiteFiring]) -> SentenceEnergy:
@@ -180,7 +180,7 @@ def _energy(setting: ClassifierSetting, sites: list[SiteFiring]) -> SentenceEner
     student, model = setting.module.student, setting.encoder.model
     tokens = float(setting.texts["test"].lengths_N.mean())
     directions = 2 if student.config.reading == "bidirectional" else 1
-    ours = directions * tokens * energy.joules_per_token(energy.body_operations(student, sites))
+    per_token = energy.joules_per_token(energy.body_operations(student, sites), unrolled=_spiking(setting))
     matrices = sum(
         module.weight.numel()
         for name, module in model.named_modules()
@@ -188,4 +188,4 @@ def _energy(setting: ClassifierSetting, sites: list[SiteFiring]) -> SentenceEner
     )
     attention = 2 * setting.encoder.num_layers * tokens * setting.encoder.hidden_size
     theirs = tokens * energy.Operations(macs=matrices + attention).joules()
-    return SentenceEnergy(tokens=tokens, student_joules=ours, teacher_joules=theirs)
+    return SentenceEnergy(tokens=tokens, student_joules=directions * tokens * per_token, teacher_joules=theirs)

@@ -19,6 +19,7 @@ from asnn_goose.data.tokenize import TokenShard
 from asnn_goose.schedules import rouge_l, rrf_difficulty
 from asnn_goose.train.engine import Engine
 from asnn_goose.train.objective import Distillation
+from asnn_goose.train.states import EVALUATION_BATCH
 
 FORMAT = 1
 """Enters the key; one more whenever the same student and text give another order."""
@@ -63,7 +64,7 @@ def ordered_windows(
         "targets": experiment.distillation.targets,
         "seed": experiment.seed,
         "fit_tokens": fit_tokens,
-        "starts": hashlib.sha256(np.ascontiguousarray(shard.starts).tobytes()).hexdigest(),
+        "starts": shard.starts_digest,
         "window": window,
         "windows": list(windows),
         "prompt": prompt,
@@ -73,8 +74,7 @@ def ordered_windows(
     folder = cache_root() / "difficulty" / key
     with locked(folder):
         if not is_whole(folder):
-            rows_WL = shard.tokens[: len(shard.tokens) // window * window].reshape(-1, window)[list(windows)]
-            ids_WL = torch.from_numpy(rows_WL.astype(np.int64))
+            ids_WL = torch.from_numpy(shard.windows(window)[list(windows)].astype(np.int64))
             loss_W = window_losses(module, engine, ids_WL, watch)
             rouge_W = window_rouge(module, engine, ids_WL, prompt, new, watch)
             with replacing(folder) as part:
@@ -97,7 +97,7 @@ def window_losses(module: Distillation, engine: Engine, ids_WL: Tensor, watch: W
     found = []
     with engine.looking(module):
         head_VE = module.head_VC()
-        for ids_BL in watch(ids_WL.split(8), "difficulty, loss"):
+        for ids_BL in watch(ids_WL.split(EVALUATION_BATCH), "difficulty, loss"):
             ids_BL = ids_BL.to(engine.device)
             states_NE, targets_N = module.states(ids_BL)[:, :-1].flatten(0, 1), ids_BL[:, 1:].flatten()
             nll = []

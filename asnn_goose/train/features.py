@@ -8,7 +8,6 @@ Shapes: B windows, L positions, C student channels, E teacher channels, P pooled
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -191,7 +190,7 @@ class FeatureTerms(nn.Module):
             yield MEASURES[term.measure](self.projectors[str(ours)](student.layers[ours]), target_BLE, mask_BL)
 
     def _cka(self, term: CKA, student: Inside, teacher: Inside, mask_BL: Tensor) -> Iterator[Tensor]:
-        keep_BL = alignment.token_mask(mask_BL, term.skip_first).bool()
+        keep_BL = alignment.token_mask(mask_BL, term.skip_first)
         for ours, theirs in self.pairs["cka"]:
             x_NC, y_NE = student.layers[ours][keep_BL], teacher.layers[theirs][keep_BL].float()
             parts = list(zip(x_NC.chunk(term.parts), y_NE.chunk(term.parts), strict=True))
@@ -210,9 +209,9 @@ class FeatureTerms(nn.Module):
     def _of_dynamics(self, student: Inside, teacher: Inside, mask_BL: Tensor) -> Iterator[tuple[str, Tensor]]:
         # Trajectory and derivative of the same layers come out of one pass over the vocabulary.
         shared: dict[int, tuple[Tensor, Tensor]] = {}
-        sides = partial(zip, (student, teacher), strict=True)
         for name, term in self.dynamics.items():
-            ours, theirs = ([side.layers[i] for i in layers] for side, layers in sides(self.read[name]))
+            ours = [student.layers[i] for i in self.read[name][0]]
+            theirs = [teacher.layers[i] for i in self.read[name][1]]
             if name == "raw_dynamics":
                 empty = not bool(mask_BL.any())
                 changes = (ours, [x.float() for x in theirs], mask_BL)

@@ -144,7 +144,7 @@ class Distillation(nn.Module):
         return last_BLC if self.student.narrow is None else self.student.narrow(last_BLC)
 
     def _temperatures(self, lam: float, scheduled: float, states_BLE: Tensor, predicting_BL: Tensor, targets: Targets):
-        """(adversarial, plain): two numbers, two scalars, or two temperatures for each predicted position [B, L]."""
+        """(adversarial, plain): two numbers, two scalars, or one of each for every predicted position [B, L - 1]."""
         if self.temperature is None:
             return scheduled, scheduled
         if not isinstance(self.temperature, InstanceTemperature):

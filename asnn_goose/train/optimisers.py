@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from asnn_goose.config.classifier import GeneralConfig, TaskTrainConfig
 from asnn_goose.config.distillation import TemperatureConfig
-from asnn_goose.config.schema import TrainConfig
+from asnn_goose.config.schema import TrainConfig, TransferConfig
 from asnn_goose.config.task import FinetuneConfig
 from asnn_goose.models.spiking import Neuron
 from asnn_goose.schedules import warmup_cosine
@@ -27,10 +27,11 @@ def is_matrix(path: str, parameter: nn.Parameter) -> bool:
 
 
 class Optimisers(NamedTuple):
-    """AdamW or DOT for the student; plain SGD for the temperature, since Adam would cancel the scale of lambda."""
+    """AdamW or DOT for the student. Plain SGD for a learned temperature, since Adam would cancel the scale of lambda;
+    Adam for a minimised one."""
 
     student: torch.optim.Optimizer
-    temperature: torch.optim.Optimizer | None
+    temperature: torch.optim.Optimizer | None = None
 
     def present(self) -> list[torch.optim.Optimizer]:
         return [optimiser for optimiser in self if optimiser is not None]
@@ -88,7 +89,7 @@ def build_optimisers(module: Distillation, train: TrainConfig, temperature: Temp
         groups, betas = student_groups(module, train), (train.beta1, train.beta2)
         student = torch.optim.AdamW(groups, lr=train.lr, betas=betas, fused=True)
     if module.temperature is None:
-        return Optimisers(student, None)
+        return Optimisers(student)
     kind = torch.optim.SGD if temperature.mode == "learned" else torch.optim.Adam
     return Optimisers(student, kind(module.temperature.parameters(), lr=temperature.lr))
 
@@ -114,7 +115,10 @@ def plain_adamw(
 
 
 def set_warmup_cosine(
-    optimiser: torch.optim.Optimizer, config: FinetuneConfig | GeneralConfig | TaskTrainConfig, step: int, total: int
+    optimiser: torch.optim.Optimizer,
+    config: FinetuneConfig | GeneralConfig | TaskTrainConfig | TransferConfig,
+    step: int,
+    total: int,
 ) -> float:
     """Write and return the rate of the update that follows ``step`` of ``total`` updates, one for all groups."""
     lr = config.lr * warmup_cosine(step, total, config.warmup, config.lr_end)

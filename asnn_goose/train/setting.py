@@ -151,7 +151,7 @@ def prepare(experiment: Experiment) -> Setting:
     freeze(module, train)
     optimisers = build_optimisers(module, train, experiment.distillation.temperature)
     wrapped, present = engine.setup(module, *optimisers.present())
-    optimisers = Optimisers(present[0], present[1] if len(present) > 1 else None)
+    optimisers = Optimisers(*present)
     automatic = resolved(experiment, engine, teacher, text)
     stages = make_stages(experiment, engine, module, automatic, text.shards["train"], upcoming, start.fit_tokens)
     return Setting(
@@ -234,6 +234,10 @@ def phases(experiment: Experiment) -> dict[str, float]:
         found["the temperature's adversary begins"] = distillation.temperature.lambda_start
     if distillation.balance.mode == "gradnorm":
         found["GradNorm begins"] = distillation.balance.start
+    if distillation.temperature.ramp is not None:
+        found["the temperature's ramp ends"] = distillation.temperature.ramp.end
+    if experiment.student.annealing is not None:
+        found["the neurons' annealing ends"] = experiment.student.annealing.end
     for name, term in distillation.losses.present().items():
         if term.ramp is not None:
             found[f"the weight of {name} is its own"] = term.ramp.end

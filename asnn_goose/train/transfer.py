@@ -19,8 +19,8 @@ from asnn_goose.models import GooseForCausalLM, Teacher
 from asnn_goose.models.goose import GooseBlock
 from asnn_goose.models.layer_conversion import mixer_modules
 from asnn_goose.models.projections import reading
-from asnn_goose.schedules import warmup_cosine
 from asnn_goose.train.engine import Engine
+from asnn_goose.train.optimisers import set_warmup_cosine
 
 CLIP = 1.0
 """Largest norm of a mixer's gradient."""
@@ -81,8 +81,7 @@ def transfer_mixers(
     optimiser = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     first = last = None
     for step, seen in enumerate(_passes(teacher, layers, watch(batches))):
-        for group in optimiser.param_groups:
-            group["lr"] = config.lr * warmup_cosine(step, len(batches), config.warmup, config.lr_end)
+        set_warmup_cosine(optimiser, config, step, len(batches))
         last = _step(blocks, mixers, seen, engine)
         first = first or last
         optimiser.step()

@@ -16,6 +16,14 @@ TOPK = ["--distillation=tail_bucket", "--distillation.targets=topk", f"{T}.init=
     [
         ([f"{T}.scope=token"], "scope token is of a learned temperature: set mode to learned, or scope to global"),
         ([f"{T}.scope=sequence", f"{T}.mode=minimised"], "scope sequence is of a learned temperature"),
+        (
+            [f"{T}.mode=minimised", f"{T}.ramp.start=1.5"],
+            "mode minimised has no ramp: set ramp to null, or mode to fixed or learned",
+        ),
+        (
+            [f"{T}.mode=learned", f"{T}.ramp.start=1.5", f"{T}.anchor=2"],
+            "the anchor follows a ramp of a learned temperature: leave out anchor, or ramp",
+        ),
         ([*TOPK, f"{T}.mode=learned", f"{T}.scope=token"], "scope token reads the teacher's states"),
         (
             [*TOPK[:2], f"{T}.init=6"],

@@ -112,6 +112,7 @@ def test_a_folder_has_its_splits(tmp_path):
         ("a.jsonl", '{"text": "one", "label": 1.0}', r"line 1 has the label 1\.0"),
         ("a.jsonl", '{"text": "one", "label": true}', r"line 1 has the label True"),
         ("a.jsonl", '\n{"text": null, "label": "a"}', r"line 2 has no text in field 'text'"),
+        ("a.jsonl", "{}", r"line 1 has no fields at all: give records with a field 'text'"),
         ("a.jsonl", '{"text": 3, "label": "a"}', r"line 1 has a int in field 'text'"),
         ("a.jsonl", r'{"text": "\ud83d hi", "label": "a"}', r"line 1 has half a surrogate pair in field 'text'"),
         ("a.jsonl", r'{"text": "hi", "label": "\ude00"}', r"line 1 has half a surrogate pair in field 'label'"),

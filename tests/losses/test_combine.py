@@ -1,4 +1,4 @@
-"""combine: the token mean over a whole optimiser step, and what it logs."""
+"""combine: the token mean over a whole optimiser step."""
 
 import itertools
 import math
@@ -18,15 +18,7 @@ def test_weighted_sum_and_metrics_by_hand():
     sums = {"forward_kl": torch.tensor(12.0), "ce": torch.tensor(20.0)}
     total, metrics = combine(sums, WEIGHTS, 4.0)
     assert total.item() == pytest.approx(0.3 * 5 + 0.7 * 3)
-    assert metrics == pytest.approx(
-        {
-            "loss_ce_raw": 5.0,
-            "loss_ce_weighted": 1.5,
-            "loss_forward_kl_raw": 3.0,
-            "loss_forward_kl_weighted": 2.1,
-            "loss_total": 3.6,
-        }
-    )
+    assert metrics == {"loss_ce_raw": 5.0, "loss_forward_kl_raw": 3.0}
     assert all(isinstance(value, float) for value in metrics.values())
 
 
@@ -78,5 +70,5 @@ def test_a_step_without_tokens_gives_zero_with_a_graph():
     x = torch.ones(3, requires_grad=True)
     total, metrics = combine({"ce": x[:0].sum()}, {"ce": 1.0}, 0.0)
     total.backward()
-    assert metrics == {"loss_ce_raw": 0.0, "loss_ce_weighted": 0.0, "loss_total": 0.0}
+    assert metrics == {"loss_ce_raw": 0.0}
     assert x.grad is not None and x.grad.tolist() == [0.0] * 3

@@ -196,6 +196,8 @@ def test_train_mode_is_refused():
     teacher = _teacher(_llama())
     teacher.model.train()
     with pytest.raises(RuntimeError, match="train mode"):
+        teacher.states(_ids())
+    with pytest.raises(RuntimeError, match="train mode"):
         teacher(_ids())
 
 

@@ -45,7 +45,10 @@ def test_run_dir_may_exist_but_must_not_hold_a_run(make_experiment, tmp_path):
 
 
 def test_opening_something_else_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"provenance\.json"):
+    with pytest.raises(UserError, match=r"holds no run \(provenance\.json is missing\): name a run's folder"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "provenance.json").mkdir()
+    with pytest.raises(UserError, match=r"provenance\.json cannot be read \(Is a directory\): mend or remove it"):
         RunFolder.open(tmp_path)
 
 

@@ -114,11 +114,12 @@ def test_by_time_every_switch_is_told_once():
 
 def test_settings_follow_the_stage():
     curriculum = Curriculum(POCL_STAGES, ByPatience(1))
-    seen = []
+    volumes, seen = [stage.volume for stage in POCL_STAGES], []
     # The first evaluation is the best; each of the others is a stall, which ends a stage while there is a next one.
     for _ in range(5):
         curriculum.observe(2.0)
-        seen.append((curriculum.size(10), curriculum.settings.temperature, curriculum.settings.w_kd))
+        size = stage_sizes(10, volumes)[curriculum.stage]
+        seen.append((size, curriculum.settings.temperature, curriculum.settings.w_kd))
     assert seen == [(2, 1.0, 0.7), (4, 1.33, 0.8), (6, 1.67, 0.9), (10, 2.0, 1.0), (10, 2.0, 1.0)]
 
 

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
 from asnn_goose import cli
 from asnn_goose.config import load_classifier_experiment
 from asnn_goose.reporting.classifier_record import ClassifierResult
+from asnn_goose.reporting.classifier_report import write_classifier_report
 from asnn_goose.reporting.record_base import read_result
 from asnn_goose.reporting.run_folder import RunFolder
 from asnn_goose.train import general
@@ -157,6 +158,34 @@ def test_reports_are_made_again_from_the_records_alone(finished, tmp_path, monke
     (tmp_path / "reports" / "classification.md").unlink()
     assert cli.command(["report", f"v17_two_stage/{_result(finished).run_id}"]) == 0
     assert _files(tmp_path / "reports") == made
+
+
+def test_a_repetition_with_another_outcome_is_listed_beside_the_first(finished, tmp_path):
+    for number in range(2):
+        folder = shutil.copytree(finished, tmp_path / "runs" / "v17_two_stage" / f"2026-{number}")
+        for name in ("result.json", "provenance.json"):
+            path = folder / name
+            content = json.loads(path.read_text(encoding="utf-8")) | {"run_id": folder.name}
+            if name == "result.json":
+                content["student"]["test"]["accuracy"] = 0.5 + 0.1 * number
+            path.write_text(json.dumps(content), encoding="utf-8")
+        write_classifier_report(folder, tmp_path / "reports")
+    listed = (tmp_path / "reports" / "v17_two_stage" / "README.md").read_text(encoding="utf-8")
+    assert [line.split(" | ")[4] for line in listed.splitlines() if line.startswith("| [2026-")] == ["60.0 %", "50.0 %"]
+
+
+def test_levels_without_a_membrane_are_multiplied_and_are_not_called_spikes(run):
+    joules = {}
+    for kind in ("dense", "quantised"):
+        neuron = {"student.neuron.kind": kind, "student.neuron.steps": 40, "student.hidden_neuron.kind": kind}
+        folder = run("v17_ce_only", **neuron)
+        (report,) = (folder.parents[2] / "reports" / "v17_ce_only").glob(f"{folder.name}/report.md")
+        assert f"training texts the {kind} student, " in report.read_text(encoding="utf-8")
+        energy = _result(folder).energy
+        assert energy is not None
+        joules[kind] = energy.student_joules
+    # One product each and a few for the scales; an addition for each of up to 40 levels would be several times that.
+    assert 0.5 < joules["quantised"] / joules["dense"] < 1.5
 
 
 def test_the_student_is_an_ordinary_classifier_with_its_labels(finished):

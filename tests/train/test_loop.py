@@ -17,7 +17,7 @@ from asnn_goose.reporting import read_metrics
 from asnn_goose.train.checkpoint import NAME
 from asnn_goose.train.loop import Interrupted, Recorder, evaluate, line, stop_on_interrupt, watch_teacher
 from asnn_goose.train.measure import Clock, final_temperature, measure, stopping_notes
-from asnn_goose.train.setting import prepare
+from asnn_goose.train.setting import phases, prepare
 
 CLOCKS = {"tokens_per_second"}
 """What metrics say about time."""
@@ -291,6 +291,17 @@ def test_a_stop_before_a_phase_begins_is_told(tiny_experiment, caplog):
         "early stopping can end the run after step 30, and the weight of forward_kl is its own only at step 90: raise "
         "train.stopping.grace"
     )
+
+
+def test_all_that_begins_or_ends_within_a_run_is_a_phase(tiny_experiment):
+    temperature = {f"distillation__temperature__ramp__{key}": value for key, value in (("start", 1.5), ("end", 0.6))}
+    experiment = tiny_experiment(train__warmup=0.1, student__annealing__end=0.7, **temperature)
+    assert phases(experiment) == {
+        "the learning rate's warm-up ends": 0.1,
+        "the temperature's adversary begins": 0.2,
+        "the temperature's ramp ends": 0.6,
+        "the neurons' annealing ends": 0.7,
+    }
 
 
 # What is said

@@ -28,7 +28,7 @@ BACKENDS = (
 
 def count_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """The form that :func:`count` will run for such input; raises ValueError if a named one cannot."""
-    return choose("count", BACKENDS, backend, device=device, dtype=dtype, gradient=True)
+    return choose("count", BACKENDS, backend, device=device, dtype=dtype)
 
 
 @untraced

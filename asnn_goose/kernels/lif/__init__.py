@@ -27,17 +27,17 @@ BACKENDS = (
     Backend("numba", ("cpu",), (*HALF, torch.float32), package="numba"),
     Backend("triton", ("cuda",), (*HALF, torch.float32), package="triton"),
     Backend("reference"),
-    Backend("spikingjelly", package="spikingjelly", state=False, automatic=False, unless=peers.spikingjelly_obstacle),
-    Backend("snntorch", package="snntorch", state=False, automatic=False, unless=peers.snntorch_obstacle),
+    Backend("spikingjelly", package="spikingjelly", automatic=False, unless=peers.spikingjelly_obstacle),
+    Backend("snntorch", package="snntorch", automatic=False, unless=peers.snntorch_obstacle),
 )
 
 
-def lif_backend(backend: str, device: torch.device, dtype: torch.dtype, *, v0: Tensor | None = None, **options) -> str:
+def lif_backend(backend: str, device: torch.device, dtype: torch.dtype, **options) -> str:
     """The form that ``lif`` and ``lif_rate`` will run for such input; raises ValueError if a named one cannot.
 
     ``options`` are those of :func:`lif`; without them only device, dtype and installation are looked at.
     """
-    return choose("lif", BACKENDS, backend, device=device, dtype=dtype, gradient=True, state=v0 is not None, **options)
+    return choose("lif", BACKENDS, backend, device=device, dtype=dtype, **options)
 
 
 def _checked(
@@ -87,14 +87,12 @@ def _run(op: str, current, threshold, decay, v0, dynamics: Dynamics, backend: st
     # Nothing to compute: the plain form gives results and gradients their shapes, and the compiled ones want elements.
     if current.numel() == 0:
         choice = "reference"
-    if choice == "numba":
-        from asnn_goose.kernels.lif import native
-
-        return FusedLIF.apply(current, threshold, decay, v0, dynamics, native)  # pyright: ignore[reportReturnType]
-    if choice == "triton":
-        from asnn_goose.kernels.lif import triton
-
-        return FusedLIF.apply(current, threshold, decay, v0, dynamics, triton)  # pyright: ignore[reportReturnType]
+    if choice in ("numba", "triton"):
+        if choice == "numba":
+            from asnn_goose.kernels.lif import native as form
+        else:
+            from asnn_goose.kernels.lif import triton as form
+        return FusedLIF.apply(current, threshold, decay, v0, dynamics, form)  # pyright: ignore[reportReturnType]
     wide = current.to(threshold.dtype)
     if choice == "reference" and dynamics.mean:
         return lif_rate_reference(wide, threshold, decay, v0, dynamics), None

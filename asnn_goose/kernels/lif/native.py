@@ -2,7 +2,7 @@
 
 Both passes walk blocks of one row's channels, small enough for the first-level cache, with the micro-steps as the
 outer loop and the channels as the inner one, which the compiler turns into vector instructions. Backward runs the
-forward micro-steps again from the input and keeps their charged voltages in a per-thread buffer of T x BLOCK floats.
+forward micro-steps again from the input and keeps the membrane before each in a per-thread buffer of T x BLOCK floats.
 No fast-math: a fused multiply-add would round differently from the reference and flip spikes at the threshold.
 
 Shapes: T micro-steps, S stored steps, N rows, C channels (see fused.py); P parts of the rows, one per thread.
@@ -245,7 +245,7 @@ def backward(
     arguments = _arguments(inputs, dynamics)
     parts, C = arguments[-1], inputs.x_SNC.shape[2]
     surrogate = (
-        np.float32(not dynamics.detach_reset),
+        not dynamics.detach_reset,
         CODES[dynamics.surrogate],
         np.float32(dynamics.width),
         parameters,

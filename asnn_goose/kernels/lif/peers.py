@@ -24,6 +24,7 @@ def _obstacle(
     surrogate="atan",
     threshold: Tensor | None = None,
     decay: Tensor | None = None,
+    v0: Tensor | None = None,
     **_,
 ) -> str | None:
     if kind != "binary":
@@ -32,6 +33,8 @@ def _obstacle(
         return f"has the surrogates {', '.join(MAPPED[peer])}, not {surrogate}"
     if any(value is not None and (value.numel() > 1 or value.requires_grad) for value in (threshold, decay)):
         return "takes one fixed threshold and one fixed decay, not learned or per channel"
+    if v0 is not None:
+        return "starts from a membrane of 0 only"
     return None
 
 

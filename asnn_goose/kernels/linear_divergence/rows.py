@@ -66,9 +66,9 @@ def _log_softmax(logits_NV: Tensor, temperature: Tensor | float) -> Tensor:
     return F.log_softmax((logits_NV.masked_fill(banned_NV, 0.0) / temperature).masked_fill(banned_NV, -torch.inf), -1)
 
 
-def _times_square(rows_N: Tensor, temperature: Tensor | float) -> Tensor:
-    scale = torch.as_tensor(temperature, dtype=rows_N.dtype, device=rows_N.device) ** 2
-    return rows_N * (scale.squeeze(-1) if scale.ndim else scale)
+def _times_T(rows_N: Tensor, temperature: Tensor | float, power: int = 2) -> Tensor:
+    T = torch.as_tensor(temperature, dtype=rows_N.dtype, device=rows_N.device)
+    return rows_N * (T.squeeze(-1) if T.ndim else T) ** power
 
 
 FAINT = 1e-30
@@ -127,14 +127,14 @@ def _log_mixture(log_a_NV: Tensor, log_b_NV: Tensor, share: float) -> Tensor:
 def forward_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """T^2 KL(p || q) (arXiv 1503.02531); gradient on s: T (q - p). Where p = 0 nothing is added, also if q is 0."""
     log_p_NV, log_q_NV = _log_softmax(teacher_NV, temperature), _log_softmax(student_NV, temperature)
-    return _times_square(relative_entropy(log_p_NV, log_q_NV), temperature)
+    return _times_T(relative_entropy(log_p_NV, log_q_NV), temperature)
 
 
 def reverse_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """T^2 KL(q || p) (arXiv 2306.08543); gradient on s: T q (log(q/p) - KL)."""
     log_p_NV = _log_softmax(teacher_NV, temperature)
     log_q_NV = _log_softmax(_on_support(student_NV, teacher_NV), temperature)
-    return _times_square(relative_entropy(log_q_NV, log_p_NV), temperature)
+    return _times_T(relative_entropy(log_q_NV, log_p_NV), temperature)
 
 
 def jensen_shannon_rows(
@@ -147,7 +147,7 @@ def jensen_shannon_rows(
     log_p_NV, log_q_NV = _log_softmax(teacher_NV, temperature), _log_softmax(student_NV, temperature)
     log_m_NV = _log_mixture(log_p_NV, log_q_NV, beta)
     value_N = beta * relative_entropy(log_p_NV, log_m_NV) + (1.0 - beta) * relative_entropy(log_q_NV, log_m_NV)
-    return _times_square(value_N, temperature)
+    return _times_T(value_N, temperature)
 
 
 def skew_kl_rows(
@@ -161,12 +161,12 @@ def skew_kl_rows(
 
     At most T^2 log(1 / skew). The gradient flows through q inside the mixture.
     """
-    log_p_NV, log_q_NV = _log_softmax(teacher_NV, temperature), _log_softmax(student_NV, temperature)
     if skew == 0.0 and reverse:
         return reverse_kl_rows(student_NV, teacher_NV, temperature)
+    log_p_NV, log_q_NV = _log_softmax(teacher_NV, temperature), _log_softmax(student_NV, temperature)
     one, other = (log_q_NV, log_p_NV) if reverse else (log_p_NV, log_q_NV)
     mixture_NV = _log_mixture(one, other, skew) if skew else other
-    return _times_square(relative_entropy(one, mixture_NV), temperature)
+    return _times_T(relative_entropy(one, mixture_NV), temperature)
 
 
 def adaptive_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
@@ -186,14 +186,13 @@ def adaptive_kl_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor
         head_N = distance_NV.sum(-1) - tail_N
         total_N = (head_N + tail_N).clamp_min(torch.finfo(p_NV.dtype).tiny)
     forward_N, reverse_N = relative_entropy(log_p_NV, log_q_NV), relative_entropy(log_q_NV, log_p_NV)
-    return _times_square((head_N * forward_N + tail_N * reverse_N) / total_N, temperature)
+    return _times_T((head_N * forward_N + tail_N * reverse_N) / total_N, temperature)
 
 
 def total_variation_rows(student_NV: Tensor, teacher_NV: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """T/2 sum |p - q|, in [0, T]."""
     p_NV, q_NV = _log_softmax(teacher_NV, temperature).exp(), _log_softmax(student_NV, temperature).exp()
-    scale = torch.as_tensor(temperature, dtype=p_NV.dtype, device=p_NV.device)
-    return 0.5 * (p_NV - q_NV).abs().sum(-1) * (scale.squeeze(-1) if scale.ndim else scale)
+    return _times_T(0.5 * (p_NV - q_NV).abs().sum(-1), temperature, power=1)
 
 
 def _bucket_kl_rows(
@@ -209,7 +208,7 @@ def _bucket_kl_rows(
     if log_p_tail_N1 is not None:
         log_q_tail_N1 = _log_complement(log_q_NV, kept_NK)
         log_p_NK, log_q_NK = torch.cat([log_p_NK, log_p_tail_N1], -1), torch.cat([log_q_NK, log_q_tail_N1], -1)
-    return _times_square(relative_entropy(log_p_NK, log_q_NK), temperature)
+    return _times_T(relative_entropy(log_p_NK, log_q_NK), temperature)
 
 
 def _log_complement(log_p_NV: Tensor, kept_NK: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def wkv7_backend(
     # fla rounds the factors of float32 products to TF32: float32 goes there only where it is asked for by name.
     backends = [form for form in BACKENDS if backend != "auto" or form.name != "fla" or dtype in HALF]
     options = {"diagonal": diagonal, "key_size": key_size, "value_size": value_size}
-    return choose("wkv7", backends, backend, device=device, dtype=dtype, gradient=True, state=True, **options)
+    return choose("wkv7", backends, backend, device=device, dtype=dtype, **options)
 
 
 @untraced

@@ -98,13 +98,13 @@ def wkv7_chunk(r, log_w, k, v, a, b, state_BHVK, chunk_size: int) -> tuple[Tenso
     return y[:, :L], state
 
 
-def _diagonal(r_grown, k_shrunk, v, M_BHN1K, last_W_BHN1K, state_BHVK) -> tuple[Tensor, Tensor]:
+def _diagonal(r_shrunk, k_grown, v, M_BHN1K, last_W_BHN1K, state_BHVK) -> tuple[Tensor, Tensor]:
     """y [B, H, N, C, V] = r~ diag(M) S_0^T + (r~ k^^T) V and the last state of the recurrence without a and b."""
-    within_chunk = (r_grown @ k_shrunk.mT).tril() @ v
+    within_chunk = (r_shrunk @ k_grown.mT).tril() @ v
     outputs = []
     state = state_BHVK
     for r_n, y, vk, M_n, W_n in zip(
-        r_grown.unbind(2), within_chunk.unbind(2), (v.mT @ k_shrunk).unbind(2), M_BHN1K.unbind(2),
+        r_shrunk.unbind(2), within_chunk.unbind(2), (v.mT @ k_grown).unbind(2), M_BHN1K.unbind(2),
         last_W_BHN1K.unbind(2), strict=True,
     ):  # fmt: skip
         state = state * M_n
