@@ -14,7 +14,7 @@ from asnn_goose.assets import ASSETS, did_you_mean, fetch
 from asnn_goose.config.schema import DataConfig
 from asnn_goose.data.hub import load_from_hub
 from asnn_goose.data.near_duplicates import keep_first_of_near_duplicates
-from asnn_goose.data.text_files import decoded, is_encodable, json_objects, missing_field
+from asnn_goose.data.text_files import decoded, json_objects, missing_field, require_encodable
 from asnn_goose.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -186,6 +186,5 @@ def _text(text: Any, field: str, where: str) -> str:
     if text is not None and not isinstance(text, str):
         kind = type(text).__name__
         raise UserError(f"{where} has a {kind} in field {field!r}: set data.text_field to a field that holds text")
-    if text and not is_encodable(text):
-        raise UserError(f"{where} has half a surrogate pair in field {field!r}: mend or drop the record")
+    require_encodable(where, field, text or "")
     return text or ""

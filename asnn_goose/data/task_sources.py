@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from asnn_goose.assets import ASSETS, did_you_mean, fetch
 from asnn_goose.config.task import TaskConfig
 from asnn_goose.data.hub import load_from_hub
-from asnn_goose.data.text_files import decoded, is_encodable, json_objects, missing_field
+from asnn_goose.data.text_files import decoded, json_objects, missing_field, require_encodable
 from asnn_goose.errors import UserError
 
 FILE_TYPES = (".csv", ".tsv", ".jsonl")
@@ -88,8 +88,8 @@ def _record(values: Mapping[Any, Any], config: TaskConfig, where: str) -> Record
     # A table leaves a value out as an empty cell or as NaN, which all such records would share.
     group = None if shared is None or shared != shared or not str(shared).strip() else str(shared)
     for field, value in ((config.text_field, text), (config.label_field, label), (config.group_field, group)):
-        if value is not None and not is_encodable(value):
-            raise UserError(f"{where} has half a surrogate pair in field {field!r}: mend or drop the record")
+        if field is not None and value is not None:
+            require_encodable(where, field, value)
     return Record(text, label, group)
 
 

@@ -54,10 +54,9 @@ def missing_field(where: str, field: str, key: str, known: Iterable[str]) -> Use
     )
 
 
-def is_encodable(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+def require_encodable(where: str, field: str, text: str) -> None:
+    """Raise UserError for half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise UserError(f"{where} has half a surrogate pair in field {field!r}: mend or drop the record") from None

@@ -3,7 +3,7 @@
 Shapes: B texts, L tokens, E teacher channels, V classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +16,8 @@ from asnn_goose.models.pretrained import (
     block_list,
     capturing,
     model_fingerprint,
+    refuse_train_mode,
     users_folder,
-    weights_fingerprint,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Encoder:
     @torch.no_grad()
     def logits(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Class logits [B, V] of a model that :func:`load_classifier` read."""
-        self._require_eval()
+        refuse_train_mode(self.name, self.model)
         return self.model(input_ids=input_ids, attention_mask=mask.long()).logits
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class Encoder:
         Raises:
             UserError: a layer that the model has not got.
         """
-        self._require_eval()
+        refuse_train_mode(self.name, self.model)
         for layer in layers:
             if not 0 <= layer <= self.num_layers:
                 raise UserError(f"teacher {self.name!r} has no layer {layer}: choose 0 to {self.num_layers}")
@@ -86,10 +86,6 @@ class Encoder:
             output = self.model(input_ids=input_ids, attention_mask=mask.long(), output_hidden_states=True)
         states = dict(enumerate(output.hidden_states)) | hidden
         return {layer: states[layer] for layer in layers}
-
-    def _require_eval(self) -> None:
-        if self.model.training:
-            raise RuntimeError(f"teacher {self.name!r} was put in train mode: its dropout would change the targets")
 
 
 def load_encoder(name_or_path: str) -> Encoder:
@@ -109,8 +105,7 @@ def load_classifier(name_or_path: str) -> Encoder:
         UserError: what :func:`load_encoder` raises; a model without a trained head.
     """
     auto_class = import_transformers().AutoModelForSequenceClassification
-    # Of the weights alone: the rest follows from what the folder's name is a digest of.
-    return Encoder(name_or_path, *_read(name_or_path, auto_class, frozenset(), weights_fingerprint))
+    return Encoder(name_or_path, *_read(name_or_path, auto_class, frozenset()))
 
 
 def new_classifier(name_or_path: str, labels: Sequence[str]) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
@@ -161,11 +156,7 @@ def _source(name: str) -> str:
 
 
 def _read(
-    name: str,
-    auto_class: Any,
-    may_be_new: frozenset[str],
-    fingerprint: Callable[[str, str], str] = model_fingerprint,
-    **options: Any,
+    name: str, auto_class: Any, may_be_new: frozenset[str], **options: Any
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
     """Model in float32, tokenizer and fingerprint; weights whose names have no part in ``may_be_new`` must all be
     there."""
@@ -194,4 +185,4 @@ def _read(
         tokenizer.pad_token = tokenizer.eos_token
     # Decoders find a text's last token by it.
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer, fingerprint(name, source)
+    return model, tokenizer, model_fingerprint(name, source)

@@ -158,6 +158,12 @@ def _weight_files(name: str, source: str) -> list[Path]:
     raise UserError(f"{name!r} has no model.safetensors or pytorch_model.bin in {folder}: save it with save_pretrained")
 
 
+def refuse_train_mode(name: str, model: nn.Module) -> None:
+    """Raise RuntimeError for a teacher in train mode."""
+    if model.training:
+        raise RuntimeError(f"teacher {name!r} was put in train mode: its dropout would change the targets")
+
+
 def block_list(model: "PreTrainedModel") -> tuple[nn.Module, nn.ModuleList] | None:
     """The outermost list with as many entries as there are layers, and the module that holds it; None without one."""
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)

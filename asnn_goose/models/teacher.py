@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from asnn_goose.config.hardware import native_bfloat16
 from asnn_goose.errors import UserError
-from asnn_goose.models.pretrained import block_list, capturing, local_folder, model_fingerprint, read_causal_lm
+from asnn_goose.models.pretrained import (
+    block_list,
+    capturing,
+    local_folder,
+    model_fingerprint,
+    read_causal_lm,
+    refuse_train_mode,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,7 +104,7 @@ class Teacher:
     @torch.no_grad()
     def states(self, input_ids: Tensor) -> Tensor:
         """The last states [B, L, E], behind the final norm: logits_BLV = states @ head_VE.T, without making them."""
-        self._require_eval()
+        refuse_train_mode(self.name, self.model)
         return self._stack(input_ids, use_cache=False).last_hidden_state
 
     @torch.no_grad()
@@ -131,14 +138,10 @@ class Teacher:
             )
         return weight[: self.vocab_size].to(self.dtype)
 
-    def _require_eval(self) -> None:
-        if self.model.training:
-            raise RuntimeError(f"teacher {self.name!r} was put in train mode: its dropout would change the targets")
-
     @contextmanager
     def _capturing(self, layers: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
         """Within it a pass fills the mapping with the residual stream at each of the layers."""
-        self._require_eval()
+        refuse_train_mode(self.name, self.model)
         for layer in layers:
             if not 0 <= layer <= self.num_layers:
                 raise UserError(

@@ -9,7 +9,7 @@ from asnn_goose.errors import UserError
 from asnn_goose.reporting.classifier_record import ClassifierResult, Score
 from asnn_goose.reporting.comparison import changed_experiment, contradictions, warn_once
 from asnn_goose.reporting.record_base import read_result
-from asnn_goose.reporting.run_folder import read_config
+from asnn_goose.reporting.run_folder import read_config, read_experiment
 
 
 class ClassifierRun(NamedTuple):
@@ -26,9 +26,8 @@ def load_classifier_run(folder: Path) -> ClassifierRun:
     Raises:
         UserError: one of them is missing or not what it should be.
     """
-    text = read_config(folder)
-    result = read_result(folder / "result.json", ClassifierResult)
-    return ClassifierRun(folder, result, load_classifier_dump(text, str(folder / "config.yaml")))
+    experiment = read_experiment(folder, load_classifier_dump)
+    return ClassifierRun(folder, read_result(folder / "result.json", ClassifierResult), experiment)
 
 
 def is_classifier_run(folder: Path) -> bool:
@@ -51,11 +50,11 @@ def recorded_classifiers(reports_root: Path, version: str = "*") -> list[Classif
 def without_contradictions(runs: Iterable[ClassifierRun]) -> list[ClassifierRun]:
     """Those of whose fingerprint there is no other outcome; the others are logged."""
     runs = list(runs)
-    contradicting = [run for same in contradictions(runs, _outcome) for run in same]
-    for run in contradicting:
+    contradicting = {run.folder: run for same in contradictions(runs, _outcome) for run in same}
+    for run in contradicting.values():
         fingerprint = run.result.fingerprint[:8]
         warn_once(f"{run.folder} has the fingerprint {fingerprint}, of which there is another outcome too (left out)")
-    return [run for run in runs if run not in contradicting]
+    return [run for run in runs if run.folder not in contradicting]
 
 
 def _outcome(run: ClassifierRun) -> tuple[Score, Score]:

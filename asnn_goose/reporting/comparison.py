@@ -13,7 +13,7 @@ from asnn_goose.errors import UserError
 from asnn_goose.reporting.markdown import branches, integer, number, percent
 from asnn_goose.reporting.record import Result, load_result
 from asnn_goose.reporting.record_base import RunRecord
-from asnn_goose.reporting.run_folder import RECORDS, read_config
+from asnn_goose.reporting.run_folder import RECORDS, read_experiment
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +75,7 @@ def load_run(folder: Path) -> FinishedRun:
     Raises:
         UserError: one of them is missing or not what it should be, or the two are of different runs.
     """
-    text = read_config(folder)
-    run = FinishedRun(folder, load_result(folder / "result.json"), load_dump(text, str(folder / "config.yaml")))
-    told, measured = run.experiment, run.result
+    told, measured = read_experiment(folder, load_dump), load_result(folder / "result.json")
     for name, asked, found in (
         ("parent", told.parent, measured.parent),
         ("seed", told.seed, measured.seed),
@@ -85,7 +83,7 @@ def load_run(folder: Path) -> FinishedRun:
     ):
         if asked != found:
             raise UserError(f"{folder}: {name} is {asked} in config.yaml and {found} in result.json: repeat the run.")
-    return run
+    return FinishedRun(folder, measured, told)
 
 
 def changed_settings(before: FinishedRun, after: FinishedRun, arithmetic: bool = True) -> dict[str, tuple[Any, Any]]:

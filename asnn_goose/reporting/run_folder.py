@@ -4,10 +4,10 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -21,6 +21,7 @@ from asnn_goose.reporting.record_base import Record, refuse_non_finite
 
 RECORDS = ("config.yaml", "provenance.json", "metrics.jsonl", "result.json")
 """What a report is made from, beside the raster that result.json may name."""
+E = TypeVar("E", bound=AnyExperiment)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -221,6 +222,15 @@ def read_config(run_folder: Path) -> str:
         raise UserError(f"{config} cannot be read ({error.strerror}): mend or remove it.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{config} is damaged ({error}): repeat the run.") from None
+
+
+def read_experiment(run_folder: Path, parse: Callable[[str, str], E]) -> E:
+    """The experiment in ``config.yaml``; ``parse`` is load_dump or load_classifier_dump of :mod:`asnn_goose.config`.
+
+    Raises:
+        UserError: what :func:`read_config` raises; it is no experiment of that kind.
+    """
+    return parse(read_config(run_folder), str(run_folder / "config.yaml"))
 
 
 def load_provenance(run_folder: Path) -> Provenance:

@@ -12,7 +12,7 @@ from asnn_goose.config.load import RESOLVED
 from asnn_goose.errors import UserError
 from asnn_goose.reporting.comparison import FinishedRun, contradictions, finished_runs, outcome
 from asnn_goose.reporting.metrics import read_metrics
-from asnn_goose.reporting.run_folder import RECORDS, RunFolder, read_config
+from asnn_goose.reporting.run_folder import RECORDS, RunFolder, read_experiment
 from asnn_goose.sweep.members import Member
 
 CHECKPOINT = "checkpoints/last.pt"
@@ -75,14 +75,14 @@ def missing(members: Sequence[Member], places: Places) -> Missing:
     known = {version: finished(version, places) for version in versions}
     # Two versions may come to the same computation, as v10 and aa with a seed in common do.
     every = [run for groups in known.values() for runs in groups.values() for run in runs]
-    contradictory = {same[0].result.fingerprint: same for same in contradictions(every, outcome)}
+    reasons = {same[0].result.fingerprint: _contradiction(same) for same in contradictions(every, outcome)}
     found = Missing([], {}, [])
     for member in members:
         runs = known[member.version].get(asked_fingerprint(member.experiment), [])
         if not runs:
             found.members.append(member)
-        elif same := next((contradictory[key] for run in runs if (key := run.result.fingerprint) in contradictory), ()):
-            found.contradictory[member.name] = _contradiction(same)
+        elif told := [reasons[run.result.fingerprint] for run in runs if run.result.fingerprint in reasons]:
+            found.contradictory[member.name] = told[0]
         if member.version not in found.unreported and any(_is_unreported(run, places) for run in runs):
             found.unreported.append(member.version)
     return found
@@ -142,6 +142,6 @@ def _own_folders(member: Member, places: Places) -> list[Path]:
 def _asked_in(folder: Path) -> str | None:
     """asked_fingerprint of a run's config.yaml, which never changes; None where it cannot be read."""
     try:
-        return asked_fingerprint(load_dump(read_config(folder), str(folder / "config.yaml")))
+        return asked_fingerprint(read_experiment(folder, load_dump))
     except UserError:
         return None
