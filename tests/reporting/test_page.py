@@ -188,6 +188,8 @@ def test_a_name_of_a_run_is_text(opened, make_run, tmp_path):
     write_roadmap(tmp_path, "cpu", ["base"])
     page = opened(tmp_path / "index.html")
     page.locator("input.choices__input").click()
+    # The list opens in a later frame, and until then its items have no text.
+    page.locator(".choices__item--choice").first.wait_for()
     names = page.locator(".choices__item--selectable").all_inner_texts()
     assert len(names) == 2 and all("<img src=x onerror='window.ran = true'>" in name for name in names)
     page.locator(".choices__item--choice").first.click()
