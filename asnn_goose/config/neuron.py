@@ -18,7 +18,7 @@ class NeuronConfig(Settings):
     a straight-through gradient; radix does so with spikes that weigh less from one micro-step to the next; quantised
     rounds to integer's levels without a membrane; dense passes the current on."""
     steps: PositiveInt = 4
-    """T: micro-steps per token, all with the same input current."""
+    """T: micro-steps per token; ternary and binary neurons get the current at each, a radix neuron is charged once."""
     base: Literal[2, 3] = 2
     """How many times less a radix neuron's spike weighs at the next micro-step: 2 gives 2^(T+1) - 1 levels, and 3,
     where later spikes may take back what earlier ones were too much, 3^T."""

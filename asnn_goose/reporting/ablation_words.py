@@ -10,6 +10,7 @@ from asnn_goose.reporting.ladder import Ladder
 from asnn_goose.reporting.markdown import counted, duration, enumeration, integer, number, quantity
 from asnn_goose.reporting.run_folder import load_provenance
 from asnn_goose.reporting.seeds import interval_words, pair_key, pairs_of
+from asnn_goose.reporting.statistics import first_to_pass
 
 
 def opening(ladder: Ladder, found: Sequence[Effect]) -> str:
@@ -72,8 +73,22 @@ def how_judged(found: Sequence[Effect]) -> str:
     if any(effect.verdict == "not comparable" for effect in found):
         text += "Not comparable: only runs on other test text or in another arithmetic than the parent's. "
     return text + (
-        "p is two-sided and corrected by Holm over the whole table; the intervals are each for one comparison. None of "
-        "them covers the choice of the test text."
+        "p is two-sided and corrected by Holm over the whole table; the intervals are each for one comparison. "
+        f"{_power_sentence(found)}None of the intervals covers the choice of the test text."
+    )
+
+
+def _power_sentence(found: Sequence[Effect]) -> str:
+    """What too few seeds cannot show, nothing where no pairs are judged."""
+    judged = [effect.delta for effect in found if effect.p_holm is not None and effect.delta is not None]
+    numbers = sorted({delta.n for delta in judged if delta.paired})
+    if not numbers:
+        return ""
+    least = [f"{number(first_to_pass(ALPHA, len(judged), n), 3)} with {n} pairs" for n in numbers]
+    first = f"The first of {len(judged)} comparisons" if len(judged) > 1 else "The one comparison"
+    return (
+        f'{first} stands from a mean of so many of its standard errors on: {enumeration(least)}; "no difference '
+        'shown" leaves room for effects of that size. '
     )
 
 

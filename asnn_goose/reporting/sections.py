@@ -292,8 +292,8 @@ def _analog_sentence(run: FinishedRun) -> str:
         )
     return (
         "Spikes are the operands of the receptance, key, value, output and channel-mix products. Decay, in-context "
-        "rate, value residual, gate, kappa, the recurrent state and the norms are analog and counted as ordinary "
-        "arithmetic."
+        "rate, gate, kappa, the recurrent state, the norms and the value residual, which converted blocks leave out, "
+        "are analog and counted as ordinary arithmetic."
     )
 
 

@@ -65,6 +65,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [adjusted[i] for i in range(len(p_values))]
 
 
+def first_to_pass(alpha: float, comparisons: int, n: int) -> float:
+    """|t| of n values from which on the smallest of m p-values is below alpha after :func:`holm`.
+
+    t_{1 - alpha / 2m}(n - 1), in standard errors of the mean.
+    """
+    return float(student_t.isf(alpha / (2 * comparisons), n - 1))
+
+
 def _estimate(mean: float, error: float, freedom: float) -> Estimate:
     half = float(student_t.ppf(0.975, freedom)) * error
     # Values that are all equal leave t = mean / 0.

@@ -69,7 +69,9 @@ def test_parent_twin_change_override_and_command_are_told(written):
     assert "| `distillation.temperature.mode` | `fixed` | `learned` |" in text
     assert "| `train.lr` | `0.001` |" in text
     assert "python experiments/child.py --scale=cpu --seed=0 --train.lr=0.001" in text
-    assert "Step 7 was skipped" in text and "Decay, in-context rate, value residual, gate, kappa" in text
+    assert (
+        "Step 7 was skipped" in text and "Decay, in-context rate, gate, kappa, the recurrent state, the norms" in text
+    )
 
 
 def test_a_fixed_temperature_has_a_sentence_and_no_figure(written):

@@ -28,7 +28,7 @@ from asnn_goose.reporting.seeds import (
     unpaired,
 )
 from asnn_goose.reporting.seeds_section import section
-from asnn_goose.reporting.statistics import holm, one_sample, welch
+from asnn_goose.reporting.statistics import first_to_pass, holm, one_sample, welch
 from asnn_goose.reporting.summary import opening
 
 BASE = {"version": "base", "parent": None, "distillation.temperature.mode": "fixed"}
@@ -471,6 +471,14 @@ def test_holm_is_the_closed_test(p_values):
 def test_holm_refuses_what_is_no_probability(bad):
     with pytest.raises(ValueError, match=r"within \[0, 1\]"):
         holm([0.1, bad])
+
+
+@pytest.mark.parametrize("comparisons", [1, 21])
+def test_the_first_of_many_passes_at_the_quantile_of_t(comparisons):
+    """Of 1 degree of freedom it is Cauchy's, tan(pi (1/2 - q)), of 2 it is (1 - 2 q) / sqrt(2 q (1 - q))."""
+    q = 0.05 / (2 * comparisons)
+    assert first_to_pass(0.05, comparisons, 2) == pytest.approx(math.tan(math.pi * (0.5 - q)))
+    assert first_to_pass(0.05, comparisons, 3) == pytest.approx((1 - 2 * q) / math.sqrt(2 * q * (1 - q)))
 
 
 def test_welch_is_scipys():
