@@ -57,7 +57,7 @@ run: setup
 # One thread: the tests are many small products, and a second thread would mostly wait.
 test: lint
 	@echo "Testing"
-	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest $(ARGS)
+	@PYTHONUTF8=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest $(ARGS)
 
 lint: setup
 	@echo "Linting: ruff, pyright, import-linter"

@@ -322,7 +322,7 @@ def process(arguments: list[str], **options) -> subprocess.Popen:
 @pytest.mark.slow
 def test_interrupted_and_resumed_in_new_processes_is_uninterrupted(tiny_flags, tmp_path):
     """SIGINT in the middle, then the command that the program itself prints, from a path with a space in it."""
-    flags = tiny_flags(train__steps=60, train__accumulate=2, train__eval_every=20, train__checkpoint_every=1000)
+    flags = tiny_flags(train__steps=150, train__accumulate=2, train__eval_every=50, train__checkpoint_every=1000)
     folder = tmp_path / "a run"
     script = "experiments/v11_1.py"
     running = process([script, *flags, f"--run-dir={folder}"], cwd=REPOSITORY)
@@ -330,18 +330,18 @@ def test_interrupted_and_resumed_in_new_processes_is_uninterrupted(tiny_flags, t
     told = []
     for line in running.stderr:
         told.append(line)
-        if line.startswith("step 5/60"):
+        if line.startswith("step 5/150"):
             running.send_signal(signal.SIGINT)
-    assert running.wait(timeout=120) == 130, "".join(told)
+    assert running.wait(timeout=600) == 130, "".join(told)
     assert "Traceback" not in "".join(told)
     last = told[-1]
     assert last.startswith("stopped; the run is saved. Go on with: python experiments/v11_1.py --resume ")
     stopped_at = max(line["step"] for line in read_metrics(folder / "metrics.jsonl"))
-    assert 5 <= stopped_at < 60 and not (folder / "result.json").exists()
+    assert 5 <= stopped_at < 150 and not (folder / "result.json").exists()
 
     command = shlex.split(last.partition("Go on with: python ")[2])
     resumed = process(command, cwd=REPOSITORY, stdout=subprocess.PIPE)
-    out, err = resumed.communicate(timeout=120)
+    out, err = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, err
     assert "report: " in out
 
@@ -357,13 +357,13 @@ def test_interrupted_and_resumed_in_new_processes_is_uninterrupted(tiny_flags, t
 @pytest.mark.slow
 def test_a_reader_that_ctrl_c_ends_too_takes_nothing_with_it(tiny_flags, tmp_path):
     """As of ``2>&1 | tee log``: what is written afterwards has nowhere to go, and the run is saved all the same."""
-    flags = tiny_flags(train__steps=60, train__log_every=1, train__eval_every=20, train__checkpoint_every=1000)
+    flags = tiny_flags(train__steps=150, train__log_every=1, train__eval_every=50, train__checkpoint_every=1000)
     running = process(["experiments/v11_1.py", *flags, f"--run-dir={tmp_path / 'run'}"], cwd=REPOSITORY)
     assert running.stderr is not None
-    next(line for line in running.stderr if line.startswith("step 5/60"))
+    next(line for line in running.stderr if line.startswith("step 5/150"))
     running.stderr.close()
     running.send_signal(signal.SIGINT)
-    assert running.wait(timeout=120) == 130
+    assert running.wait(timeout=600) == 130
     assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
 
 

@@ -45,7 +45,7 @@ def call(script: Path, *flags: str, folder: Path) -> subprocess.CompletedProcess
     places = {"ASNN_GOOSE_RUNS": str(folder / "runs"), "ASNN_GOOSE_REPORTS": str(folder / "reports")}
     command = [sys.executable, str(script), *flags]
     user = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "TRITON_INTERPRET")}
-    return subprocess.run(command, cwd=folder, env=user | places, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=folder, env=user | places, capture_output=True, text=True, timeout=1800)
 
 
 def test_every_experiment_has_one_short_script():
@@ -156,7 +156,9 @@ class TestTheRealRun:
         lines = smoke.done.stderr.strip().split("\n")
         assert lines[0] == "v11_1: loading libraries"
         assert sum(line.startswith("step ") for line in lines) == 8
-        others = [line for line in lines if not line.startswith("step ")]
+        # A new cache, and one that another process fills, have lines of their own.
+        once = ("(once)", "fetching", "waiting for")
+        others = [line for line in lines if not line.startswith("step ") and not any(word in line for word in once)]
         assert len(others) <= 14 and not any("\r" in line or "Warning" in line for line in others), others
         assert smoke.done.stdout.rstrip().split("\n")[-1].startswith(f"report: {smoke.report}")
 

@@ -91,8 +91,8 @@ def test_two_members_at_once_then_nothing_to_do(ladder, tmp_path, monkeypatch):
 
 
 def until(happened: Callable[[], bool]) -> None:
-    """Wait for something that takes seconds on an idle machine; give up after four minutes."""
-    for _ in range(2400):
+    """Wait for something that takes seconds on an idle machine; give up after twenty minutes."""
+    for _ in range(12_000):
         if happened():
             return
         time.sleep(0.1)
@@ -115,7 +115,7 @@ def is_told_to_stop(process: psutil.Process) -> bool:
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 def test_a_ladder_goes_on_where_it_was(ladder, tmp_path, how):
     """Killed: the ladder and its worker, at once, by SIGKILL. Stopped: SIGINT to the ladder alone."""
-    command = ladder("--versions=v10", "--seeds=1", train__steps=60, train__checkpoint_every=10, train__accumulate=2)
+    command = ladder("--versions=v10", "--seeds=1", train__steps=100, train__checkpoint_every=10, train__accumulate=2)
     running, runs = start(command), tmp_path / "runs"
     until(lambda: steps_of(runs) >= 15)
     if how == "killed":
@@ -127,15 +127,17 @@ def test_a_ladder_goes_on_where_it_was(ladder, tmp_path, how):
         # Held, so that it cannot be through before the ladder has told it to stop.
         for process in workers:
             process.suspend()
-        running.send_signal(signal.SIGINT)
-        until(lambda: any(map(is_told_to_stop, workers)))
-        for process in workers:
-            process.resume()
-        _, told = running.communicate(timeout=120)
+        try:
+            running.send_signal(signal.SIGINT)
+            until(lambda: any(map(is_told_to_stop, workers)))
+        finally:
+            for process in workers:
+                process.resume()
+        _, told = running.communicate(timeout=600)
         assert running.returncode == cli.INTERRUPTED, told
         assert told.endswith("stopped; the same command goes on from here\n") and "Traceback" not in told
     (folder,) = runs.glob("v10/*")
-    assert not (folder / "result.json").exists() and 15 <= steps_of(runs) < 60
+    assert not (folder / "result.json").exists() and 15 <= steps_of(runs) < 100
     done = finish(command)
     assert done.returncode == 0, done.stderr
     (session,) = json.loads((folder / "provenance.json").read_text())["resumed"]
@@ -154,7 +156,7 @@ def test_a_ladder_goes_on_where_it_was(ladder, tmp_path, how):
 
 @pytest.mark.slow
 def test_a_worker_that_outlives_its_ladder_is_waited_for(ladder, tmp_path):
-    command = ladder("--versions=v10", "--seeds=1", train__steps=60, train__accumulate=2)
+    command = ladder("--versions=v10", "--seeds=1", train__steps=100, train__accumulate=2)
     first, runs = start(command), tmp_path / "runs"
     until(lambda: steps_of(runs) >= 5)
     survivors = psutil.Process(first.pid).children(recursive=True)
@@ -164,10 +166,12 @@ def test_a_worker_that_outlives_its_ladder_is_waited_for(ladder, tmp_path):
     first.kill()
     first.wait()
     second = start(command)
-    until(lambda: "waiting for another process that prepares" in logs(runs))
-    for process in survivors:
-        process.resume()
-    _, told = second.communicate(timeout=300)
+    try:
+        until(lambda: "waiting for another process that prepares" in logs(runs))
+    finally:
+        for process in survivors:
+            process.resume()
+    _, told = second.communicate(timeout=600)
     assert second.returncode == 0, told
     assert list(results(runs)) == ["v10 seed 0"] and len(list(runs.glob("v10/*"))) == 1
 

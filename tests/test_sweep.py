@@ -336,8 +336,8 @@ def test_who_comes_second_waits_and_finds_the_run(tiny_run, places, members, cap
 
 
 def until(happened: Callable[[], bool]) -> None:
-    """Wait for something that takes seconds on an idle machine; give up after two minutes."""
-    for _ in range(1200):
+    """Wait for something that takes seconds on an idle machine; give up after twenty minutes."""
+    for _ in range(12_000):
         if happened():
             return
         time.sleep(0.1)
@@ -404,8 +404,8 @@ def reports_its_surroundings(template: Path, member: Member, places: Places, res
 
 
 FAKE_SLURM = {
-    # The job runs at once, and its number is that of the file.
-    "sbatch": "nohup bash $1 > /dev/null 2>&1 & echo Submitted batch job $!",
+    # The job runs at once, and its number is that of the file, opened here since submitit renames it afterwards.
+    "sbatch": 'exec 3< "$1"; nohup bash /dev/fd/3 > /dev/null 2>&1 & echo Submitted batch job $!',
     "srun": 'export SLURM_JOB_ID=$PPID; out=$3; err=$5; shift 5; exec "$@" >> ${out//%[jt]/x} 2>> ${err//%[jt]/x}',
     "sacct": 'printf "JobID|State|NodeList\\n"',
 }

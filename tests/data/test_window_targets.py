@@ -1,6 +1,7 @@
 """The store of targets for training windows: filled once and in order, whole or made anew, apart for all else."""
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -151,12 +152,13 @@ def test_two_processes_at_once_share_the_work(tmp_path, cache):
         )
         for number, order in enumerate(orders)
     ]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list(tmp_path.glob("gate.*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
+    both = len(list(tmp_path.glob("gate.*"))) == 2
     gate.touch()
-    computed = [int(process.communicate(timeout=60)[0]) for process in started]
-    assert [process.returncode for process in started] == [0, 0]
+    computed = [int(process.communicate(timeout=300)[0]) for process in started]
+    assert both and [process.returncode for process in started] == [0, 0]
     assert sum(computed) == 24  # each window once
     store = _store()
     store.fill(range(24), compute := _Counted(), batch=4)
@@ -325,8 +327,8 @@ def test_what_is_captured_and_its_size_are_logged(caplog):
 def test_many_files_hold_no_file_open(cache):
     store = _store()
     store.fill(range(WINDOWS), _Counted(), batch=4)
-    before = len(list(Path("/proc/self/fd").iterdir()))
     again = _store()
     again.fill(range(WINDOWS), _Counted(), batch=4)
-    assert len(_files(cache)) == 8 and len(list(Path("/proc/self/fd").iterdir())) == before
+    held = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+    assert len(_files(cache)) == 8 and not [file for file in held if Path(file).is_relative_to(cache.resolve())]
     assert torch.equal(again.final(torch.arange(WINDOWS)), _expected(range(WINDOWS)))

@@ -68,7 +68,10 @@ def opened(browser):
 
     def show(path: Path) -> Page:
         page.goto(path.as_uri())
-        page.wait_for_function("Bokeh.documents.length == document.querySelectorAll('section > div').length")
+        page.wait_for_function(
+            "Bokeh.documents.length == document.querySelectorAll('section > div').length"
+            " && Array.from(Bokeh.documents).every(document => document.is_idle)"
+        )
         return page
 
     yield show
@@ -111,7 +114,9 @@ def test_the_rows_tell_what_the_markdown_tells(opened, reports):
     page = opened(reports / "index.html")
     lines = (reports / "roadmap.md").read_text().splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("| version"))
-    for row, line in zip(table(page, "Versions"), lines[start + 2 :], strict=False):
+    rows = table(page, "Versions")
+    assert len(rows) == len(VERSIONS)
+    for row, line in zip(rows, lines[start + 2 :], strict=False):
         told = [cell.strip() for cell in line.strip("|").split("|")]
         assert told[0].strip("[").split("]")[0] == row[0]
         assert told[1:] == row[1 : len(told)]
@@ -163,10 +168,10 @@ def test_words_of_a_run_are_text(opened, reports):
     """In the table, and where one points at the grandchild: in row 2 of the tree, two steps to the right."""
     page = opened(reports / "index.html")
     assert table(page, "Versions")[2][1] == HOSTILE
-    page.locator("h2", has_text="What changes what").scroll_into_view_if_needed()
     x, y = page.evaluate(
         """() => {
             const {frame, el} = Array.from(Bokeh.index).find(view => view.frame)
+            el.scrollIntoView({block: "center"})
             const {x, y} = el.getBoundingClientRect()
             return [x + frame.bbox.x + frame.x_scale.compute(2), y + frame.bbox.y + frame.y_scale.compute(2)]
         }"""
@@ -201,18 +206,22 @@ def test_a_long_legend_stays_in_its_figure(opened, make_run, tmp_path):
         make_run(tmp_path, {"version": "base", "parent": None, "seed": seed}, {"fingerprint": str(seed)}, hours=seed)
     write_roadmap(tmp_path, "cpu", ["base"])
     page = opened(tmp_path / "index.html")
-    heights = """async () => {
-        const models = Array.from(Bokeh.documents).flatMap(document => Array.from(document._all_models.values()))
-        const choice = models.find(model => model.type == "MultiChoice")
-        choice.value = choice.options.map(([name]) => name)
-        await new Promise(done => setTimeout(done, 500))
-        const views = Array.from(Bokeh.index).flatMap(view => view.child_views ?? [])
-        const plot = views.find(view => view.frame)
-        const legend = [...plot.renderer_views.values()].find(view => view.model.type == "Legend")
-        return [legend.bbox.height, plot.bbox.height]
-    }"""
-    legend, plot = page.evaluate(heights)
-    assert 30 * 20 < legend <= plot
+    page.evaluate(
+        """() => {
+            const models = Array.from(Bokeh.documents).flatMap(document => Array.from(document._all_models.values()))
+            const choice = models.find(model => model.type == "MultiChoice")
+            choice.value = choice.options.map(([name]) => name)
+        }"""
+    )
+    # The figure is laid out anew in later frames.
+    page.wait_for_function(
+        """() => {
+            const views = Array.from(Bokeh.index).flatMap(view => view.child_views ?? [])
+            const plot = views.find(view => view.frame)
+            const legend = [...plot.renderer_views.values()].find(view => view.model.type == "Legend")
+            return 30 * 20 < legend.bbox.height && legend.bbox.height <= plot.bbox.height
+        }"""
+    )
 
 
 def test_nothing_leaves_the_width_of_the_window(opened, reports):

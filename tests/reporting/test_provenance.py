@@ -1,3 +1,4 @@
+import os
 import shlex
 import subprocess
 from datetime import timedelta
@@ -8,8 +9,17 @@ from asnn_goose.config.load import load_experiment
 from asnn_goose.reporting.provenance import code_version, collect_provenance, reproducing_command
 
 
+@pytest.fixture(autouse=True)
+def no_other_git(monkeypatch):
+    """A hook tells its children where its own repository is, and a user's settings may sign or refuse a commit."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+
 @pytest.fixture
-def repository(tmp_path):
+def repository(tmp_path, no_other_git):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)

@@ -83,9 +83,12 @@ def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     _point_to(place / "cache", tmp_path, monkeypatch)
 
     def run(version: str = "v17_two_stage", status: int = 0, **changes: object) -> Path:
+        home = tmp_path / "runs" / version
+        before = set(home.glob("*"))
         with logger_put_back():
             assert cli.main(version, _flags(place, **changes)) == status
-        return max((tmp_path / "runs" / version).iterdir())
+        (folder,) = set(home.glob("*")) - before
+        return folder
 
     return run
 

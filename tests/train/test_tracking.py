@@ -1,6 +1,7 @@
 """Weights & Biases: really there when offline, and never in the way."""
 
 import logging
+import os
 import sys
 import time
 
@@ -11,8 +12,9 @@ from asnn_goose.train.tracking import Tracker
 
 @pytest.fixture(autouse=True)
 def _nobody_is_logged_in(monkeypatch, tmp_path):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")
     monkeypatch.setenv("NETRC", str(tmp_path / "no netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -25,7 +27,7 @@ def test_offline_writes_a_folder_below_the_run_and_nothing_on_the_terminal(tmp_p
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     (record,) = folder.glob("run-*.wandb")
     words = {b"asnn-goose", b"v11_1-20261122", b"loss_total", b"val_ppl"}
-    deadline = time.monotonic() + 30.0  # its service writes the last of it after finish has returned
+    deadline = time.monotonic() + 300.0  # its service writes the last of it after finish has returned
     while missing := {word for word in words if word not in record.read_bytes()}:
         assert time.monotonic() < deadline, missing
         time.sleep(0.05)

@@ -1,5 +1,6 @@
 """The store of first stages: computed once, made anew when damaged, apart for whatever another start depends on."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,9 +107,10 @@ def test_thresholds_that_train_and_thresholds_that_do_not_come_back(stage, neuro
 
 
 def test_the_record_holds_what_was_done(stage):
+    began = time.monotonic()
     _, record = stage()
     assert record.tokens == 6 * 16
-    assert 0.0 < record.seconds < 60.0
+    assert 0.0 < record.seconds <= time.monotonic() - began
     for errors in (record.first, record.last):
         assert len(errors.time_mix) == len(errors.channel_mix) == 2
 
