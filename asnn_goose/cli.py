@@ -84,6 +84,7 @@ def report(argv: Sequence[str]) -> int:
 
     Args:
         argv: folders of runs, or names ``<version>/<run_id>``; or ``--all``, which writes the ladder's table as well.
+            The classifiers' table is written in both cases.
     """
     return _in_a_sentence(lambda: _report(argv), argv, "stopped")
 
@@ -301,10 +302,11 @@ def _report(argv: Sequence[str]) -> int:
     for folder, lacking in done.incomplete.items():
         print(f"{folder} has no {' and no '.join(lacking)}, so its report stays as it is")
     status = _complain({str(folder): reason for folder, reason in done.failures.items()})
-    if versions:
+    if any(not is_classifier(version) for version in versions):
         # A ladder that ends now writes the same files.
         with locked(Places(runs_root.resolve(), reports_root.resolve()).table_lock):
             write_table(reports_root)
+    if versions:
         write_classifier_table(reports_root)
     return status
 

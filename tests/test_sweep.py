@@ -150,6 +150,8 @@ def test_versions_that_cannot_be_resolved_are_refused_in_a_sentence_each(configs
 
 def test_a_run_of_a_ladder_takes_one_device(configs):
     """The second process of one would wait for the lock that the first holds."""
+    (sentence,) = plan(["v17_two_stage"], "smoke").refused.values()
+    assert sentence.endswith("of language models: run experiments/v17_two_stage.py")
     found = plan(["v10"], "smoke", seeds=1, overrides=["--train.devices=2"], root=configs.root)
     assert not found.members
     assert found.refused["v10"].startswith("train.devices is 2, and each run of a ladder takes one device")
@@ -319,7 +321,10 @@ def test_why_a_member_failed_is_told(places, members, error, told):
 def test_a_resume_that_fails_names_the_folder(tiny_run, places, members):
     folder = stop_short(write_run(tiny_run, places.runs / "v10" / "killed", members[0]), True)
     reason = run_member(members[0], places, partial(failing, UserError("last.pt cannot be read")))
-    assert reason == f"last.pt cannot be read (resuming {folder}; remove that folder to start anew)"
+    assert (
+        reason
+        == f"last.pt cannot be read (it was going on in {folder}; remove that folder, if it is damaged, to start anew)"
+    )
 
 
 def test_who_comes_second_waits_and_finds_the_run(tiny_run, places, members, caplog):
@@ -468,8 +473,17 @@ def test_a_ladder_ends_with_reports_that_know_all_seeds_and_a_table(tiny_run, pl
     assert f"Over 2 paired seeds the perplexity is {0.275**0.5:.4f} times that of v10" in report.read_text()
     reports = {path: path.read_bytes() for path in places.reports.rglob("*") if path.is_file()}
 
-    third = run_ladder(request, argv, places, partial(failing, AssertionError("there is nothing to run")))
+    nothing = partial(failing, AssertionError("there is nothing to run"))
+    third = run_ladder(request, argv, places, nothing)
     assert (third.members, third.ran, third.written) == (4, 0, [])
+    # A run that no table can count is told of, and not taken for one that is done.
+    (run,) = places.runs.glob("v10/*s0")
+    shutil.copytree(run, damaged := places.runs / "v10" / "damaged")
+    (damaged / "metrics.jsonl").unlink()
+    (places.reports / "v10" / "run-s0" / "report.md").unlink()
+    fourth = run_ladder(request, argv, places, nothing)
+    assert f"{damaged} has no metrics.jsonl, so no table counts it" in fourth.problems["report of damaged"]
+    shutil.rmtree(damaged)
     # Made again from the records alone, every report and list has the same bytes.
     shutil.rmtree(places.runs)
     for path in [

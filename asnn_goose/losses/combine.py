@@ -11,7 +11,7 @@ def combine(sums: Mapping[str, Tensor], weights: Mapping[str, float], count: flo
     """(sum_n w_n sums_n / count, metrics) with count the optimiser step's tokens over all micro-batches and processes.
 
     Args:
-        sums: name -> sum over this micro-batch's valid tokens, in nats.
+        sums: name -> sum over this micro-batch's valid tokens, in nats where it is a divergence.
         weights: name -> w_n; exactly the configured terms.
         count: global token count of the optimiser step (at least 1 is used, so that an empty step gives 0).
 

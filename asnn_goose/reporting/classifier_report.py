@@ -13,7 +13,7 @@ from asnn_goose.reporting.plots import plot_raster, plot_spikes
 from asnn_goose.reporting.provenance import Provenance
 from asnn_goose.reporting.records import keep_records, read_raster
 from asnn_goose.reporting.run_folder import RunFolder, write_text
-from asnn_goose.reporting.sections import configuration_section, provenance_section
+from asnn_goose.reporting.sections import configuration_section, provenance_section, spike_table
 
 
 def write_classifier_report(run_folder: Path, reports_root: Path) -> Path:
@@ -145,15 +145,7 @@ def _spikes(run: ClassifierRun, figures: dict[str, str]) -> list[str]:
     result = run.result
     lines = ["## Spikes and energy", ""]
     if result.spikes is not None:
-        spikes = result.spikes
-        rows = [
-            ["firing rate: neuron micro-steps with a spike", percent(spikes.rate)],
-            ["zero operands: tokens x channels without any net spike", percent(spikes.zero_fraction)],
-            ["multiply-accumulates of the mixer matrices with a spike operand", percent(spikes.operand_fraction)],
-            ["dead channels", percent(spikes.dead_fraction)],
-            ["saturated channels", percent(spikes.saturated_fraction)],
-        ]
-        lines += [*table(["over all layers", "share"], rows), ""]
+        lines += [*spike_table(result.spikes), ""]
         lines += _figure(figures, "spikes", "By layer, and by the product that takes the spikes.")
         lines += _figure(figures, "raster", "The first tokens of a test text, read forwards.")
     if result.energy is not None:

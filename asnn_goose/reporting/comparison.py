@@ -77,6 +77,7 @@ def load_run(folder: Path) -> FinishedRun:
     """
     told, measured = read_experiment(folder, load_dump), load_result(folder / "result.json")
     for name, asked, found in (
+        ("version", told.version, measured.version),
         ("parent", told.parent, measured.parent),
         ("seed", told.seed, measured.seed),
         ("scale", told.train.scale, measured.scale),
@@ -128,6 +129,8 @@ def finished_runs(version: str, runs_root: Path, reports_root: Path) -> list[Fin
         for folder in folders:
             try:
                 run = load_run(folder)
+                if run.result.version != version:
+                    raise UserError(f"{folder} is a run of {run.result.version}: put it where it belongs")
             except UserError as error:
                 warn_once(f"{error} (left out)")
                 continue

@@ -22,7 +22,7 @@ class Material:
     health: list[str] = field(default_factory=list)
     """Sentences on how training went."""
     over_seeds: list[Comparison] = field(default_factory=list)
-    """This run and its like of other seeds against each ancestor, nearest first."""
+    """The newest run of each seed with this run's settings against each ancestor, nearest first."""
 
     @property
     def others(self) -> dict[str, FinishedRun]:

@@ -5,7 +5,8 @@ temperature_spread (standard deviation over the tokens of a step, of a temperatu
 temperature_anchor, temperature_lambda, temperature_gradient (G = dL_KD/dT), loss_anchor, grad_norm, tokens_per_second,
 valid_tokens, skipped_steps and stage (from 1); evaluation lines hold val_ppl, val_ce, val_kl,
 val_top1, easy_ce, hard_ce, of the teacher at the step's temperature target_entropy, target_entropy_share (of ln V) and
-target_top100_mass, grad_norm_<name> and grad_ratio_<name> (over that of ce). Any subset will do.
+target_top100_mass, grad_norm_<name> and grad_ratio_<name> (over that of ce). Classifiers log texts (read so far),
+val_accuracy and val_macro_f1 in [0, 1]. Any subset will do.
 """
 
 import json

@@ -37,7 +37,7 @@ class Level(NamedTuple):
 
 
 def plot_losses(raw: Sequence[Curve], weighted: Sequence[Curve], path: Path) -> Path:
-    """Loss components in nats per token: as measured, and times their weights with the total."""
+    """Loss components per token, divergences in nats: as measured, and times their weights with the total."""
     colours = dict(zip([curve.label for curve in raw], CYCLE, strict=False)) | {"total": BLACK}
     with figure(path, 2.7, columns=2) as axes:
         for axis, title, curves in zip(axes, ("raw", "weighted"), (raw, weighted), strict=True):
@@ -47,7 +47,7 @@ def plot_losses(raw: Sequence[Curve], weighted: Sequence[Curve], path: Path) -> 
             axis.set_ylim(bottom=0)
             token_axis(axis, curves)
             label_right(axis, [(curve.values[-1], curve.label, colours.get(curve.label, GREY)) for curve in curves])
-        axes[0].set_ylabel("loss (nats per token)")
+        axes[0].set_ylabel("loss per token")
     return path
 
 

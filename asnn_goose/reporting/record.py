@@ -57,7 +57,7 @@ class Baselines(Record):
     unigram_ppl: Perplexity
     """Unigram, fitted on all training text."""
     bigram_ppl: Perplexity
-    """Interpolated bigram, fitted on exactly the tokens that the student saw."""
+    """Interpolated bigram, fitted on exactly the tokens that training had read when it ended."""
     bigram_full_ppl: Perplexity
     """Interpolated bigram, fitted on all training text."""
 
@@ -160,7 +160,7 @@ class EnergyResult(Record):
     teacher_by_kind: dict[str, EnergyKind] = Field(default_factory=dict)
     """The teacher's arithmetic by kind."""
     by_precision: dict[str, PrecisionEnergy] = Field(default_factory=dict)
-    """Both models' energy in number formats other than float32."""
+    """Both models' energy in number formats other than float32; a level k that is no spike counts as k additions."""
     student_counts_multiplied_joules_per_token: float | None = None
     """The student's energy in float32 if a count of spikes is one multiply-accumulate instead of as many additions."""
     student_bytes_per_token: float | None = None
@@ -224,7 +224,7 @@ class Result(RunRecord):
     """What the spikes tell of the teacher; None for a dense student, and where no budget was given to it."""
     energy: EnergyResult | None = None
     temperature_final: float | None = None
-    """Softmax temperature of the distillation terms at the last step."""
+    """Softmax temperature of the distillation terms at the last step; a learned one's belongs to the weights kept."""
     sample: Sample | None = None
     raster: Raster | None = None
     alarms: tuple[str, ...] = ()

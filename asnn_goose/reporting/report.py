@@ -258,7 +258,8 @@ def _draw_optimiser(run: FinishedRun, metrics: Metrics, _: Any, path: Path) -> P
 
 def _draw_spikes(run: FinishedRun, _: Metrics, __: Any, path: Path) -> Path | None:
     spikes = run.result.spikes
-    return None if spikes is None or not spikes.per_layer else plot_spikes(spikes.per_layer, path)
+    # Of a student without spikes the report tells the levels in words.
+    return plot_spikes(spikes.per_layer, path) if spikes is not None and spikes.per_layer and run.spikes else None
 
 
 def _draw_raster(run: FinishedRun, _: Metrics, __: Any, path: Path) -> Path | None:

@@ -57,17 +57,18 @@ def write_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise UserError(
-                f"The disk is full ({error.strerror}) at {path}: free some space, then go on with --resume; "
-                "what was written before is intact."
+                f"The disk is full ({error.strerror}) at {path}: free some space, then give the same command again, "
+                "for a run of its own with --resume; what was written before is intact."
             ) from error
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): choose another --run-dir, or set ASNN_GOOSE_RUNS "
-            "and ASNN_GOOSE_REPORTS to folders that you may write to."
+            f"{path} cannot be written ({error.strerror or error}): set ASNN_GOOSE_RUNS and ASNN_GOOSE_REPORTS, "
+            "or --run-dir of a single run, to folders that you may write to."
         ) from error
 
 
 class RunFolder:
-    """``runs/<version>/<run_id>/``: config.yaml, provenance.json, metrics.jsonl, checkpoints/, result.json, student/.
+    """``runs/<version>/<run_id>/``: config.yaml, provenance.json, metrics.jsonl, checkpoints/, result.json, raster.npz,
+    student/, and wandb/ where it is tracked there.
 
     Files are replaced whole; metrics.jsonl grows by whole lines. In data-parallel training only rank 0 holds one.
     """

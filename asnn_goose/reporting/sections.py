@@ -22,7 +22,7 @@ from asnn_goose.reporting.markdown import (
 )
 from asnn_goose.reporting.material import Material
 from asnn_goose.reporting.provenance import Provenance
-from asnn_goose.reporting.record import EnergyKind, EnergyResult
+from asnn_goose.reporting.record import EnergyKind, EnergyResult, SpikeResult
 
 
 def curves(material: Material) -> list[str]:
@@ -80,6 +80,17 @@ def spikes(material: Material) -> list[str]:
             ["dead channels: 0 throughout the evaluated text", percent(measured.dead_fraction)],
         ]
         return ["## Levels", "", *table(["over all layers", "share"], rows), ""]
+    lines = ["## Spikes", "", *spike_table(measured), ""]
+    lines += _figure(material, "spikes", "By layer, and by the product that takes the spikes.")
+    if material.run.result.raster is not None:
+        place = material.run.result.raster
+        where = f"the {in_words(place.site)} product of layer {place.layer}"
+        lines += _figure(material, "raster", f"The first tokens of a prompt: the spikes in front of {where}.")
+    return lines
+
+
+def spike_table(measured: SpikeResult) -> list[str]:
+    """The shares over all layers."""
     rows = [
         ["firing rate: neuron micro-steps with a spike", percent(measured.rate)],
         ["zero operands: tokens x channels without any net spike", percent(measured.zero_fraction)],
@@ -87,13 +98,7 @@ def spikes(material: Material) -> list[str]:
         ["dead channels: never spiked on the evaluated text", percent(measured.dead_fraction)],
         ["saturated channels: spiked at every micro-step", percent(measured.saturated_fraction)],
     ]
-    lines = ["## Spikes", "", *table(["over all layers", "share"], rows), ""]
-    lines += _figure(material, "spikes", "By layer, and by the product that takes the spikes.")
-    if material.run.result.raster is not None:
-        place = material.run.result.raster
-        where = f"the {in_words(place.site)} product of layer {place.layer}"
-        lines += _figure(material, "raster", f"The first tokens of a prompt: the spikes in front of {where}.")
-    return lines
+    return table(["over all layers", "share"], rows)
 
 
 def energy(material: Material) -> list[str]:
@@ -116,7 +121,9 @@ def energy(material: Material) -> list[str]:
     ]
     if measured.teacher_by_kind:
         lines += [*_energy_table("teacher's kind, per token", measured.teacher_by_kind, teacher), ""]
-    sentences = [*_precisions(measured), *_traffic(measured)]
+    # Other formats are priced as the table is, and levels are not multiplied there.
+    unfolds = not material.run.spikes and material.run.neuron_kind != "dense"
+    sentences = [*([] if unfolds else _precisions(measured)), *_traffic(measured)]
     if sentences:
         lines += [" ".join(sentences), ""]
     return [*lines, _analog_sentence(material.run)]

@@ -84,6 +84,12 @@ def run_ladder(request: Request, argv: Sequence[str], places: Places, session: S
             stale, places.runs, places.reports, lambda runs: tqdm(runs, desc="reports", leave=False, disable=None)
         )
         problems |= {f"report of {folder.name}": reason for folder, reason in rebuilt.failures.items()}
+        problems |= {
+            f"report of {folder.name}": f"{folder} has no {' and no '.join(lacking)}, so no table counts it: put it "
+            "back, or remove the folder"
+            for folder, lacking in rebuilt.incomplete.items()
+            if folder.is_relative_to(places.runs)
+        }
     _owe(places, ())
     written = []
     # Where no version can be run at all, as at a scale that there is not, the table that is there stays.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asnn_goose.config import Experiment, load_experiment
+from asnn_goose.config import Experiment, is_classifier, load_experiment
 from asnn_goose.config.load import CONFIGS
 from asnn_goose.errors import UserError
 
@@ -98,6 +98,10 @@ def plan(
     invocations, refused = {}, {}
     for version in dict.fromkeys(versions):
         try:
+            if is_classifier(version, root):
+                raise UserError(
+                    f"{version} is a classifier, and the ladder is of language models: run experiments/{version}.py"
+                )
             invocation = load_experiment(version, [f"--scale={scale}", *overrides], root)
             if (devices := invocation.experiment.train.devices) > 1:
                 raise UserError(

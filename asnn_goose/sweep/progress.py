@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from tqdm import tqdm
 
 from asnn_goose.sweep.members import Member
-from asnn_goose.sweep.state import Places, newest_step, unfinished
+from asnn_goose.sweep.state import Places, newest_step
 
 _log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ class Progress:
 
     def __init__(self, members: Sequence[Member], places: Places):
         self._places, self._members, self._ended = places, len(members), 0
-        self._taken = {m.name: newest_step(m, places) if unfinished(m, places) else 0 for m in members}
+        self._taken = {m.name: newest_step(m, places) for m in members}
         self._total = sum(member.steps for member in members)
         self._before, self._begun = sum(self._taken.values()), time.monotonic()
         self._bar = tqdm(

@@ -238,7 +238,7 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
             # After the best weights too: a run that went on from before them need not come by the same again.
             if progress.step % config.checkpoint_every == 0 or last or best or stop or progress.stopped:
                 save()
-            if stop or (last and engine.sum(float(asked[0])) > 0):
+            if stop or ((last or progress.stopped) and engine.sum(float(asked[0])) > 0):
                 engine.barrier()
                 raise Interrupted
     if put_best_back(setting, recorder, progress):

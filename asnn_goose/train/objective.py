@@ -43,8 +43,8 @@ def _temperature(
 class Distillation(nn.Module):
     """Everything that trains, in one module: the student, its projectors, and the temperature if it is learned.
 
-    ``forward`` goes from tokens to the sums of the configured terms, so that the engine's autocast covers the student
-    and one implementation serves training and validation.
+    ``forward`` goes from tokens to the sums of the configured terms, so that the engine's autocast covers the
+    student; evaluation takes :meth:`states` alone.
 
     Args:
         student: the model; its head is the head of every term but ``dual_head``, which gets one of its own.
@@ -108,8 +108,9 @@ class Distillation(nn.Module):
         weights: Mapping[str, float],
         apart: bool = False,
     ):
-        """(name -> sum in nats, adversarial temperature, plain temperature) over the predicted positions; an instance's
-        temperatures are [B, L - 1].
+        """(name -> sum, adversarial temperature, plain temperature) over the predicted positions.
+
+        Divergences are in nats, an instance's temperatures are [B, L - 1].
 
         Args:
             input_ids, mask: [B, L].

@@ -82,6 +82,7 @@ def start_student(
     student = build_student(settings, teacher, fit_BL, fit_BLE, layers)
     if settings.neuron.sparsity is not None or settings.hidden_neuron.sparsity is not None:
         set_thresholds(student, teacher, layers, fit_BL[:WINDOWS])
+        count = max(count, len(fit_BL[:WINDOWS]))
     transfer = None
     if settings.transfer is not None:
         stage_BL = first_windows(shard, window, seed, min(settings.transfer.tokens, most))

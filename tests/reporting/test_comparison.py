@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -173,8 +174,10 @@ def test_unfinished_and_damaged_runs_are_left_out(make_run, tmp_path, caplog):
     damaged = make_run(tmp_path, hours=2)
     damaged.result.write_text(json.dumps({"version": "child"}))
     good = make_run(tmp_path, hours=3)
+    shutil.copytree(make_run(tmp_path, PARENT).path, stray := tmp_path / "child" / "mine")
     assert [run.folder for run in finished_runs("child", tmp_path, tmp_path)] == [good.path]
     assert str(damaged.result) in caplog.text
+    assert f"{stray} is a run of {PARENT['version']}: put it where it belongs (left out)" in caplog.text
 
 
 def test_twins_differ_in_the_neurons_alone(make_run, tmp_path):

@@ -145,6 +145,8 @@ def test_levels_without_spikes_are_no_spikes_and_are_multiplied(written, make_ex
     assert "## Spikes" not in text and "micro-step" not in levels
     assert "an estimated 161 µJ per token, the teacher's 619 µJ: 0.260 times" in text
     assert "The quantised neuron does not spike: each of its levels is an operand to multiply with." in text
+    # What a level would take if it were unfolded is in the table alone.
+    assert "int8" not in text and "as one multiply-accumulate" not in text
 
 
 def test_the_list_of_a_version_needs_the_reports_alone(written, tmp_path):

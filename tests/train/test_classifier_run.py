@@ -157,6 +157,8 @@ def test_reports_are_made_again_from_the_records_alone(finished, tmp_path, monke
     assert cli.command(["report", "--all"]) == 0
     assert capfd.readouterr().out == "reports written: 1\n"
     made = _files(tmp_path / "reports")
+    # There is no ladder of language models.
+    assert not (tmp_path / "reports" / "roadmap.md").exists()
     assert {name: made[name] for name in _files(reports)} == _files(reports)
     (tmp_path / "reports" / "classification.md").unlink()
     assert cli.command(["report", f"v17_two_stage/{_result(finished).run_id}"]) == 0

@@ -14,6 +14,7 @@ import torch
 
 from asnn_goose.errors import UserError
 from asnn_goose.reporting import read_metrics
+from asnn_goose.train import checkpoint
 from asnn_goose.train.checkpoint import NAME
 from asnn_goose.train.loop import Interrupted, Recorder, evaluate, line, stop_on_interrupt, watch_teacher
 from asnn_goose.train.measure import Clock, final_temperature, measure, stopping_notes
@@ -231,6 +232,22 @@ def test_early_stopping_ends_the_run_and_puts_the_best_back(start, tiny_experime
     assert note.endswith(f"is that of step {best}, the last to lower validation cross-entropy{margin}.")
     assert all(torch.equal(p, weights[best][n]) for n, p in session.setting.module.named_parameters())
     assert not all(torch.equal(p, weights[ends][n]) for n, p in session.setting.module.named_parameters())
+
+
+def test_ctrl_c_while_an_early_stop_is_saved_is_heard(start, tiny_experiment, course, monkeypatch):
+    session = start(tiny_experiment(**STOPPING, train__stopping__min_delta=0.01))
+    course(*SERIES)
+    save = checkpoint.save
+
+    def interrupted(*arguments) -> None:
+        save(*arguments)
+        if session.progress.stopped:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    with pytest.raises(Interrupted):
+        session.train()
+    assert session.progress.stopped
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
