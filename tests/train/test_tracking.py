@@ -54,13 +54,12 @@ def test_a_missing_package_is_said_once(tmp_path, monkeypatch, caplog):
     assert "the run goes on with its own files" in record.getMessage()
 
 
-def test_a_run_goes_on_where_it_cannot_write(tmp_path, monkeypatch, caplog):
-    """A file stands where its folder should be."""
+def test_a_run_goes_on_where_it_cannot_write(tmp_path, caplog):
+    """A file stands where its folder should be; W&B may find a place of its own or give up, and raises nothing here."""
     place = tmp_path / "run"
     place.write_text("")
-    monkeypatch.setenv("TMPDIR", str(place))
     with caplog.at_level(logging.WARNING):
         tracker = Tracker("offline", place, "v11_1", "1", {})
         tracker.log(1, {"loss": 1.0})
         tracker.finish()
-    assert len(caplog.records) <= 1
+    assert len(caplog.records) <= 1 and place.read_text() == ""
