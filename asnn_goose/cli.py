@@ -300,7 +300,7 @@ def _report(argv: Sequence[str]) -> int:
     done = rebuild_reports(versions, runs_root, reports_root, lambda runs: tqdm(runs, unit="report", disable=None))
     print(f"reports written: {len(done.reports)}")
     for folder, lacking in done.incomplete.items():
-        print(f"{folder} has no {' and no '.join(lacking)}, so its report stays as it is")
+        print(f"{folder} has {lacking}, so its report stays as it is")
     status = _complain({str(folder): reason for folder, reason in done.failures.items()})
     if any(not is_classifier(version) for version in versions):
         # A ladder that ends now writes the same files.

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import resource
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,15 @@ hypothesis.settings.load_profile("steady")
 
 SYLLABLES = ("ba", "ke", "lo", "mi", "nu", "ra", "se", "ti", "vo", "za")
 DOCUMENTS = 60
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """Wait for something that takes seconds on an idle machine; give up after twenty minutes."""
+    for _ in range(12_000):
+        if happened():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not happen")
 
 
 def bytes_tokenizer(symbols: list[str] | None = None) -> PreTrainedTokenizerFast:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from asnn_goose import cli
 from asnn_goose.reporting import load_result, read_metrics
+from tests.conftest import until
 
 REPOSITORY = Path(__file__).parents[1]
 RUN_TIMES = {"run_id", "started", "wall_seconds", "seconds_by_phase", "tokens_per_second", "peak_memory_bytes"}
@@ -88,15 +88,6 @@ def test_two_members_at_once_then_nothing_to_do(ladder, tmp_path, monkeypatch):
     assert before == {
         path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()
     }
-
-
-def until(happened: Callable[[], bool]) -> None:
-    """Wait for something that takes seconds on an idle machine; give up after twenty minutes."""
-    for _ in range(12_000):
-        if happened():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not happen")
 
 
 def steps_of(root: Path) -> int:

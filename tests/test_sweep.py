@@ -11,7 +11,6 @@ import signal
 import stat
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -38,6 +37,7 @@ from asnn_goose.sweep.stamp import Stamp, read_stamp
 from asnn_goose.sweep.state import CHECKPOINT, asked_fingerprint, missing, newest_step, unfinished
 from asnn_goose.sweep.work import run_member
 from asnn_goose.train import checkpoint
+from tests.conftest import until
 
 # Workers cannot import a test's module, so its functions go to them whole.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -148,10 +148,13 @@ def test_versions_that_cannot_be_resolved_are_refused_in_a_sentence_each(configs
     assert circle == "configs/experiment/egg.yaml: parent hen closes a circle: hen -> egg -> hen"
 
 
-def test_a_run_of_a_ladder_takes_one_device(configs):
-    """The second process of one would wait for the lock that the first holds."""
+def test_a_ladder_is_of_language_models():
     (sentence,) = plan(["v17_two_stage"], "smoke").refused.values()
     assert sentence.endswith("of language models: run experiments/v17_two_stage.py")
+
+
+def test_a_run_of_a_ladder_takes_one_device(configs):
+    """The second process of one would wait for the lock that the first holds."""
     found = plan(["v10"], "smoke", seeds=1, overrides=["--train.devices=2"], root=configs.root)
     assert not found.members
     assert found.refused["v10"].startswith("train.devices is 2, and each run of a ladder takes one device")
@@ -338,15 +341,6 @@ def test_who_comes_second_waits_and_finds_the_run(tiny_run, places, members, cap
         write_run(tiny_run, places.runs / "v10" / "run-s0", member)
     second.join()
     assert found == [None] and calls(places) == []
-
-
-def until(happened: Callable[[], bool]) -> None:
-    """Wait for something that takes seconds on an idle machine; give up after twenty minutes."""
-    for _ in range(12_000):
-        if happened():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not happen")
 
 
 # Workers

@@ -118,17 +118,20 @@ def read_causal_lm(name: str, source: str, dtype: torch.dtype) -> "tuple[PreTrai
 
 
 def model_fingerprint(name: str, source: str) -> str:
-    """:func:`weights_fingerprint`, with the sha256 of config.json unless the model is an asset, whose file is pinned.
+    """Hexadecimal sha256 of the weights, and of config.json unless the model is an asset, whose file is pinned.
 
     The same weights under another epsilon, rotary base or scale of the logits are another model.
+
+    Raises:
+        UserError: no weight file of a known name.
     """
-    weights = weights_fingerprint(name, source)
+    weights = _weights_fingerprint(name, source)
     if name in ASSETS:
         return weights
     return hashlib.sha256((weights + remembered_sha256(_folder(source) / "config.json")).encode()).hexdigest()
 
 
-def weights_fingerprint(name: str, source: str) -> str:
+def _weights_fingerprint(name: str, source: str) -> str:
     """Hexadecimal sha256 of the weight file; of the files' sha256s, in the order of their names, if there are several.
 
     Raises:

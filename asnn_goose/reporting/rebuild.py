@@ -19,8 +19,8 @@ class Rebuilt:
 
     reports: list[Path] = field(default_factory=list)
     """Paths of those that were written."""
-    incomplete: dict[Path, list[str]] = field(default_factory=dict)
-    """Folder whose report stays as it is -> RECORDS that it lacks."""
+    incomplete: dict[Path, str] = field(default_factory=dict)
+    """Folder whose report stays as it is -> which RECORDS it lacks, in words."""
     failures: dict[Path, str] = field(default_factory=dict)
     """Folder -> why its report could not be written, in a sentence."""
 
@@ -98,8 +98,8 @@ def rebuild_reports(
     rebuilt = Rebuilt()
     for folders in watch(found):
         first = folders[0]
-        if lacking := [name for name in RECORDS if not (first / name).exists()]:
-            rebuilt.incomplete[first] = lacking
+        if lacking := [f"no {name}" for name in RECORDS if not (first / name).exists()]:
+            rebuilt.incomplete[first] = " and ".join(lacking)
             continue
         for folder in folders:
             try:

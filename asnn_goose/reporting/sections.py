@@ -121,9 +121,9 @@ def energy(material: Material) -> list[str]:
     ]
     if measured.teacher_by_kind:
         lines += [*_energy_table("teacher's kind, per token", measured.teacher_by_kind, teacher), ""]
-    # Other formats are priced as the table is, and levels are not multiplied there.
-    unfolds = not material.run.spikes and material.run.neuron_kind != "dense"
-    sentences = [*([] if unfolds else _precisions(measured)), *_traffic(measured)]
+    # Other formats are priced as the table is, which unfolds the levels that the headline multiplies.
+    alike = student == measured.student_joules_per_token
+    sentences = [*(_precisions(measured) if alike else []), *_traffic(measured)]
     if sentences:
         lines += [" ".join(sentences), ""]
     return [*lines, _analog_sentence(material.run)]

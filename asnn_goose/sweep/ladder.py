@@ -85,8 +85,8 @@ def run_ladder(request: Request, argv: Sequence[str], places: Places, session: S
         )
         problems |= {f"report of {folder.name}": reason for folder, reason in rebuilt.failures.items()}
         problems |= {
-            f"report of {folder.name}": f"{folder} has no {' and no '.join(lacking)}, so no table counts it: put it "
-            "back, or remove the folder"
+            f"report of {folder.name}": f"{folder} has {lacking}, so no table counts it: put it back, or remove the "
+            "folder"
             for folder, lacking in rebuilt.incomplete.items()
             if folder.is_relative_to(places.runs)
         }

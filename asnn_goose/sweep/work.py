@@ -58,11 +58,9 @@ def run_member(member: Member, places: Places, session: Session = train_member) 
     except KeyboardInterrupt:
         return "it was stopped"
     except UserError as error:
-        return (
-            f"{error}"
-            if resume is None
-            else f"{error} (it was going on in {resume}; remove that folder, if it is damaged, to start anew)"
-        )
+        if resume is None:
+            return str(error)
+        return f"{error} (it was going on in {resume}; remove that folder, if it is damaged, to start anew)"
     except Exception as error:
         _log.exception("%s", member.name)
         return f"{type(error).__name__}: {error}"

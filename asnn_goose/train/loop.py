@@ -235,10 +235,11 @@ def train(setting: Setting, recorder: Recorder, progress: Progress) -> Compariso
             # Every process must leave after the same step, or one would wait for the others for ever.
             stop = engine.sum(float(asked[0])) > 0
             best = setting.stopper is not None and setting.stopper.best_step == progress.step
+            ends = last or progress.stopped
             # After the best weights too: a run that went on from before them need not come by the same again.
-            if progress.step % config.checkpoint_every == 0 or last or best or stop or progress.stopped:
+            if progress.step % config.checkpoint_every == 0 or best or stop or ends:
                 save()
-            if stop or ((last or progress.stopped) and engine.sum(float(asked[0])) > 0):
+            if stop or (ends and engine.sum(float(asked[0])) > 0):
                 engine.barrier()
                 raise Interrupted
     if put_best_back(setting, recorder, progress):

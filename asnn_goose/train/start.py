@@ -63,6 +63,7 @@ def start_student(
     # Not more than training will read: the baselines are fitted on exactly what the student saw.
     most = experiment.train.total_steps(window) * experiment.train.step_tokens(window)
     fit_BL = first_windows(shard, window, seed, min(settings.fit_tokens, most))
+    shown_BL = fit_BL[:WINDOWS]
     fit_BLE, count = None, 0
     if settings.init == "regression":
         count = len(fit_BL)
@@ -72,7 +73,7 @@ def start_student(
             fit_BLE = fit_states(teacher, fit_BL)
     layers: list[int] = []
     if settings.init == "layers":
-        count = len(fit_BL[:WINDOWS])
+        count = len(shown_BL)
         try:
             layers = layer_map(teacher.num_layers, settings.layers or teacher.num_layers, settings.layer_map)
         except ValueError as error:
@@ -81,8 +82,8 @@ def start_student(
     torch.manual_seed(seed)
     student = build_student(settings, teacher, fit_BL, fit_BLE, layers)
     if settings.neuron.sparsity is not None or settings.hidden_neuron.sparsity is not None:
-        set_thresholds(student, teacher, layers, fit_BL[:WINDOWS])
-        count = max(count, len(fit_BL[:WINDOWS]))
+        set_thresholds(student, teacher, layers, shown_BL)
+        count = max(count, len(shown_BL))
     transfer = None
     if settings.transfer is not None:
         stage_BL = first_windows(shard, window, seed, min(settings.transfer.tokens, most))

@@ -157,9 +157,9 @@ def test_pairs_of_a_large_vocabulary_do_not_overflow_the_dtype_of_a_shard(dtype:
 
 
 def test_a_corpus_of_millions_of_tokens_fits_in_seconds():
-    # Zipf-like, as text is; the fit itself takes about 0.3 s on one core, and 30 s leaves room for a busy machine.
+    # Zipf-like, as text is; the fit itself takes about 0.3 s on one core, and 5 s leaves room for a busy machine.
     tokens = (np.random.default_rng(0).pareto(0.8, 2_750_000) * 20).astype(np.int64) % 49_152
     began = time.process_time()
     model = fit_bigram(tokens.astype(np.uint16), 49_152)
-    assert time.process_time() - began < 30.0
+    assert time.process_time() - began < 5.0
     assert np.isfinite(model.log_probability(tokens[:1000], tokens[1:1001])).all()

@@ -19,7 +19,7 @@ def no_other_git(monkeypatch):
 
 
 @pytest.fixture
-def repository(tmp_path, no_other_git):
+def repository(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)

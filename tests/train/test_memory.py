@@ -15,13 +15,10 @@ def once():
 # Aligned blocks move upwards a few times before they find their place.
 for _ in range(20):
     once()
-counts = []
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     once()
-    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-# The kernel's own faults, of balancing or reclaiming, come in a round or two.
-print(sorted(counts)[5])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
@@ -32,5 +29,5 @@ def test_the_same_tensor_again_costs_no_page_faults():
         command = [sys.executable, "-c", FAULTS.format(kept=kept)]
         faults[kept] = int(subprocess.run(command, capture_output=True, check=True).stdout)
     # 48 MiB are 12,288 pages, or 24 huge ones; glibc always maps anew what is above 32 MiB.
-    assert faults[False] >= 24
-    assert faults[True] <= 1
+    assert faults[False] >= 10 * 24
+    assert faults[True] <= 10
